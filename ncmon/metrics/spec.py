@@ -7,6 +7,9 @@ share, each computed at most once). Its result depends on the scope:
     class               an array (C,), NaN where a class has no value
     pair                an array (C, C), NaN where a pair has no value
     window              a `Reading` of the whole window, stored with the classifier's input; `compute` takes all views
+
+A metric of scope `classifier` or `window`, and one that needs a statistic of the classifier, has values for the layer
+named `classifier-input` only (`at_classifier`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,10 @@ from typing import Any, Literal
 
 Scope = Literal["layer", "classifier", "window", "class", "pair"]
 Better = Literal["lower", "higher", "neither"]
+Symmetry = Literal["rotation", "scaling", "permutation", "translation"]
+
+HEAD_STATISTICS = frozenset({"weight", "bias", "label_counts", "loss_sums", "correct"})
+"""Statistics that belong to the classifier, not to a layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +49,20 @@ class Metric:
     """Of the definition."""
     needs: tuple[str, ...] = ()
     """Statistics of the window without which there is only a reason."""
-    invariant_to: tuple[str, ...] = ()
-    """Among `rotation`, `scaling`, `permutation`, `translation`: property tests are made from this."""
+    invariant_to: tuple[Symmetry, ...] = ()
+    """Property tests are made from this. `rotation` of features and classifier together; `scaling` of the features by
+    a positive number and `translation` of them by a vector, the classifier left alone; `permutation` of the classes
+    (arrays are permuted with them).
+    """
     target: Callable[[int], float] | None = None
     """The value at perfect collapse for K present classes, None where there is none."""
     aliases: tuple[str, ...] = ()
     compute: Callable[..., Any]
+
+    @property
+    def at_classifier(self) -> bool:
+        """Whether only the classifier's input has this metric."""
+        return self.scope in ("classifier", "window") or not HEAD_STATISTICS.isdisjoint(self.needs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,3 +81,8 @@ class Bound:
     version: int = 1
     needs: tuple[str, ...] = ()
     compute: Callable[..., Any]
+
+    @property
+    def at_classifier(self) -> bool:
+        """Whether only the classifier's input has this bound."""
+        return self.scope in ("classifier", "window") or not HEAD_STATISTICS.isdisjoint(self.needs)

@@ -1,0 +1,120 @@
+"""Cross-entropy and its least value for the scales that the network has.
+
+Theorem 2.3.1 of the thesis: with balanced classes, no last bias, root mean square feature norm alpha and
+|W|_F^2 = C beta^2, the mean cross-entropy is at least m = log(1 + (C-1) exp(-C/(C-1) alpha beta)), reached only at
+collapse. With a last bias the same holds for the augmented features (h, 1) and rows (w_c, b_c) (section 2.2). With
+unbalanced or absent classes the pooled mean may lie below m; then the gap is a number without a theorem behind it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ncmon.metrics.scale import augmented_beta
+from ncmon.metrics.spec import Metric
+from ncmon.metrics.view import View, class_array, reading, share
+from ncmon.model import FloatArray
+
+
+@reading
+def ce_loss(view: View) -> float:
+    """Return the mean cross-entropy over samples, in nats."""
+    return _mean_loss(view)
+
+
+@reading
+def ce_bound_m(view: View) -> float:
+    """Return m = log(1 + (C-1) exp(-C/(C-1) alpha beta))."""
+    return _least_loss(view)
+
+
+@reading
+def ce_gap(view: View) -> float:
+    """Return ce_loss - ce_bound_m."""
+    return _mean_loss(view) - _least_loss(view)
+
+
+@class_array
+def class_loss(view: View) -> FloatArray:
+    """Return the mean cross-entropy of every class (K,)."""
+    sums, counts = view.class_losses
+    return share(sums, counts)[view.present]
+
+
+def _mean_loss(view: View) -> float:
+    sums, counts = view.class_losses
+    return float(sums.sum() / counts.sum())
+
+
+def _least_loss(view: View) -> float:
+    view.need_classes()
+    if view.bias is None:
+        product = view.feature_rms * view.weight_rms
+    else:
+        product = np.hypot(view.feature_rms, 1.0) * augmented_beta(view)
+    n = view.n_classes
+    return float(np.logaddexp(0.0, np.log(n - 1.0) - n / (n - 1.0) * product))
+
+
+METRICS = (
+    Metric(
+        name="ce_loss",
+        title="cross-entropy",
+        family="loss",
+        unit="nat",
+        at_collapse="ce_bound_m",
+        better="lower",
+        scope="classifier",
+        source="",
+        definition="mean over samples of -log softmax of the own logit, plain, whatever loss is trained",
+        needs=("label_counts", "loss_sums"),
+        invariant_to=("rotation", "permutation"),
+        compute=ce_loss,
+    ),
+    Metric(
+        name="ce_bound_m",
+        title="least cross-entropy at these scales",
+        family="loss",
+        unit="nat",
+        at_collapse="ce_loss",
+        better="lower",
+        scope="classifier",
+        source="thesis, Theorem 2.3.1",
+        definition=(
+            "m = log(1 + (C-1) exp(-C/(C-1) alpha beta)); alpha_aug and beta_aug where the bias is not zero;"
+            " a bound for balanced classes"
+        ),
+        needs=("class_counts", "norm_sq_sums", "weight"),
+        invariant_to=("rotation", "permutation"),
+        compute=ce_bound_m,
+    ),
+    Metric(
+        name="ce_gap",
+        title="cross-entropy above its least value",
+        family="loss",
+        unit="nat",
+        at_collapse="0",
+        better="lower",
+        scope="classifier",
+        source="thesis, Theorem 2.3.1",
+        definition="ce_loss - ce_bound_m",
+        needs=("class_counts", "norm_sq_sums", "weight", "label_counts", "loss_sums"),
+        invariant_to=("rotation", "permutation"),
+        target=lambda k: 0.0,
+        compute=ce_gap,
+    ),
+    Metric(
+        name="class_loss",
+        title="cross-entropy of the class",
+        family="class",
+        unit="nat",
+        at_collapse="ce_bound_m",
+        better="lower",
+        scope="class",
+        source="",
+        definition="mean over the class of -log softmax of the own logit",
+        needs=("label_counts", "loss_sums"),
+        invariant_to=("rotation", "permutation"),
+        compute=class_loss,
+    ),
+)

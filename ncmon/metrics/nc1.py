@@ -1,0 +1,94 @@
+"""NC1: variability within classes vanishes beside variability between them.
+
+Sigma_W is pooled over samples, Sigma_B = A^T A / K with A the class means about mu_G, each class counting once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ncmon import geometry
+from ncmon.metrics.spec import Metric
+from ncmon.metrics.view import Unavailable, View, reading
+
+
+@reading
+def nc1_pinv(view: View) -> float:
+    """Return tr(Sigma_W pinv(Sigma_B)) / K.
+
+    With A = U s V^T and S the scatter, a sum over the kept directions: sum_k (v_k^T S v_k) / (N s_k^2).
+    """
+    return geometry.pinv_trace(view.span, n_samples=view.n_samples)
+
+
+@reading
+def nc1_trace_ratio(view: View) -> float:
+    """Return tr Sigma_W / tr Sigma_B."""
+    within = view.within_sq
+    return float(within.sum() / view.n_samples / view.between_trace)
+
+
+@reading
+def nc1_cdnv(view: View) -> float:
+    """Return the mean over pairs of (v_c + v_c') / (2 |mu_c - mu_c'|^2), v_c = mean |h - mu_c|^2. Galanti 2021, (1)."""
+    variances = view.within_sq / view.counts
+    distances = geometry.squared_distances(view.centred.rows)
+    closest, (first, second) = geometry.pair_maximum(-distances)
+    if -closest <= view.same_floor**2:
+        raise Unavailable(f"classes {view.present[first]} and {view.present[second]} have the same mean")
+    sums = geometry.pair_values(variances[:, None] + variances[None, :])
+    return float(np.mean(sums / (2 * geometry.pair_values(distances))))
+
+
+METRICS = (
+    Metric(
+        name="nc1_pinv",
+        title="NC1, within over between",
+        family="nc1",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="layer",
+        source="Papyan 2020, NC1",
+        definition=(
+            "tr(Sigma_W pinv(Sigma_B)) / K, Sigma_W pooled over samples, Sigma_B = A^T A / K; directions of A with"
+            " s > 4 max(K, d) eps max(s_1, max |mu_c|), at most K-1"
+        ),
+        needs=("class_counts", "class_means", "span_singular", "span_within"),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        aliases=("nc1",),
+        compute=nc1_pinv,
+    ),
+    Metric(
+        name="nc1_trace_ratio",
+        title="NC1, ratio of traces",
+        family="nc1",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="layer",
+        source="Tirer 2023",
+        definition="tr Sigma_W / tr Sigma_B, Sigma_W pooled over samples, Sigma_B over classes about their own mean",
+        needs=("class_counts", "class_means", "within_sq"),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        aliases=("nc1_quot",),
+        compute=nc1_trace_ratio,
+    ),
+    Metric(
+        name="nc1_cdnv",
+        title="class-distance normalised variance",
+        family="nc1",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="layer",
+        source="Galanti 2021",
+        definition="mean over pairs of (v_c + v_c') / (2 |mu_c - mu_c'|^2), v_c = mean over the class of |h - mu_c|^2",
+        needs=("class_counts", "class_means", "within_sq"),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=nc1_cdnv,
+    ),
+)

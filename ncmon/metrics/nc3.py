@@ -1,0 +1,103 @@
+"""NC3: the classifier's rows and the class means become the same directions.
+
+The theorem is about the centred row w_c - wbar (adding one vector to all rows changes no loss) and the class mean as it
+is, not centred (thesis, Theorem 2.3.1). wbar is the mean over all declared classes, for absent ones have rows too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ncmon import geometry
+from ncmon.metrics.spec import Metric
+from ncmon.metrics.view import Unavailable, View, class_array, reading
+from ncmon.model import FloatArray
+
+_NEEDS = ("class_counts", "class_means", "weight")
+
+
+def _alignment(view: View) -> FloatArray:
+    """Return cos(w_c - wbar, mu_c) of the present classes (K,), NaN where a vector is zero."""
+    rows = view.centred_weight[view.present]
+    floor = geometry.same_floor(float(geometry.row_norms(view.feature_weight).max()))
+    values = geometry.row_cosines(rows, view.means)
+    return np.where(geometry.row_norms(rows) > floor, values, np.nan)
+
+
+def _complete(view: View) -> FloatArray:
+    view.need_classes()
+    values = view.shared(_alignment)
+    undefined = view.present[np.isnan(values)]
+    if undefined.size:
+        raise Unavailable(f"class {undefined[0]} has a zero mean, or the classifier's row is the mean of all rows")
+    return values
+
+
+@reading
+def nc3_cos_min(view: View) -> tuple[float, tuple[int, ...]]:
+    """Return min_c cos(w_c - wbar, mu_c) and its class."""
+    values = _complete(view)
+    lowest = int(np.argmin(values))
+    return float(values[lowest]), (int(view.present[lowest]),)
+
+
+@reading
+def nc3_cos_mean(view: View) -> float:
+    """Return mean_c cos(w_c - wbar, mu_c)."""
+    return float(_complete(view).mean())
+
+
+@class_array
+def nc3_cos_class(view: View) -> FloatArray:
+    """Return cos(w_c - wbar, mu_c) of every class (K,)."""
+    return view.shared(_alignment)
+
+
+METRICS = (
+    Metric(
+        name="nc3_cos_min",
+        title="least alignment of row and mean",
+        family="nc3",
+        unit="",
+        at_collapse="1",
+        better="higher",
+        scope="classifier",
+        source="thesis, Theorem 2.3.1",
+        definition="min over present classes of cos(w_c - wbar, mu_c)",
+        needs=_NEEDS,
+        invariant_to=("rotation", "scaling", "permutation"),
+        target=lambda k: 1.0,
+        compute=nc3_cos_min,
+    ),
+    Metric(
+        name="nc3_cos_mean",
+        title="mean alignment of row and mean",
+        family="nc3",
+        unit="",
+        at_collapse="1",
+        better="higher",
+        scope="classifier",
+        source="thesis, Theorem 2.3.1",
+        definition="mean over present classes of cos(w_c - wbar, mu_c)",
+        needs=_NEEDS,
+        invariant_to=("rotation", "scaling", "permutation"),
+        target=lambda k: 1.0,
+        aliases=("nc3_cos",),
+        compute=nc3_cos_mean,
+    ),
+    Metric(
+        name="nc3_cos_class",
+        title="alignment of row and mean",
+        family="nc3",
+        unit="",
+        at_collapse="1",
+        better="higher",
+        scope="class",
+        source="thesis, Theorem 2.3.1",
+        definition="cos(w_c - wbar, mu_c)",
+        needs=_NEEDS,
+        invariant_to=("rotation", "scaling", "permutation"),
+        target=lambda k: 1.0,
+        compute=nc3_cos_class,
+    ),
+)

@@ -1,0 +1,332 @@
+"""One layer of one window, as metrics see it: shared intermediates, each computed at most once.
+
+A metric asks its view for what it needs. What the window cannot give is raised as `Unavailable` with a reason in words
+and becomes a reading without a value; no metric ever sees a NaN, an absent array or an empty class.
+
+Notation: C declared classes, K present ones (at least one finite sample), d features. Arrays named here run over the
+present classes, in the order of `View.present`, unless they say (C,).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from ncmon import geometry
+from ncmon.model import CLASSIFIER_INPUT, FloatArray, Head, IntArray, LayerStats, Reading, Window
+
+T = TypeVar("T")
+
+SINGLE_FLOOR = 1e-7
+"""Resolution of 1 - |hbar|^2 when features are single precision, as they are in training: their unit vectors are."""
+
+UNIT_EXCESS = 1e-5
+"""How far rounding may carry |hbar|^2 above 1; beyond it the statistics contradict each other."""
+
+
+class Unavailable(Exception):
+    """A number that this window cannot give; the text is the reason that a reader sees."""
+
+
+class View:
+    """One layer of one window with the intermediate results that several metrics share."""
+
+    def __init__(self, window: Window, layer: LayerStats) -> None:
+        self.window = window
+        self.layer = layer
+        self._shared: dict[Any, Any] = {}
+
+    def shared(self, compute: Callable[[View], T]) -> T:
+        """Return `compute(self)`, called at most once in the life of this view."""
+        if compute not in self._shared:
+            self._shared[compute] = compute(self)
+        return cast(T, self._shared[compute])
+
+    # Who is here
+
+    @property
+    def n_classes(self) -> int:
+        """C, the declared classes."""
+        return self.window.n_classes
+
+    @property
+    def is_classifier_input(self) -> bool:
+        """Whether these features enter the classifier."""
+        return self.layer.key.name == CLASSIFIER_INPUT
+
+    @cached_property
+    def present(self) -> IntArray:
+        """(K,) declared numbers of the classes with at least one finite sample."""
+        return np.flatnonzero(self.layer.class_counts > 0).astype(np.int64)
+
+    @cached_property
+    def counts(self) -> FloatArray:
+        """(K,) finite samples."""
+        return self.layer.class_counts[self.present].astype(np.float64)
+
+    @cached_property
+    def n_samples(self) -> int:
+        """Finite samples of all classes."""
+        return int(self.layer.class_counts.sum())
+
+    @cached_property
+    def n_nonfinite(self) -> int:
+        """Samples left out because a feature is infinite or NaN."""
+        return int(self.layer.nonfinite_counts.sum())
+
+    def need_classes(self) -> None:
+        """Raise unless two classes are present."""
+        present = self.present.size
+        if present < 2:
+            lost = f"; {self.n_nonfinite} samples have features that are not finite" if self.n_nonfinite else ""
+            raise Unavailable(f"fewer than two present classes ({present} of {self.n_classes}{lost})")
+
+    def need_repeats(self) -> None:
+        """Raise unless two classes are present and one of them has more than one sample."""
+        self.need_classes()
+        if self.counts.max() < 2:
+            raise Unavailable("one sample in every class: variability within classes is not measured")
+
+    def spread(self, values: FloatArray) -> FloatArray:
+        """Return (C,) with the values (K,) at the present classes and NaN elsewhere."""
+        full = np.full(self.n_classes, np.nan)
+        full[self.present] = values
+        return full
+
+    def spread_pairs(self, values: FloatArray) -> FloatArray:
+        """Return (C, C) with the values (K, K) at the present pairs and NaN elsewhere."""
+        if self.present.size == self.n_classes:
+            return values
+        full = np.full((self.n_classes, self.n_classes), np.nan)
+        full[np.ix_(self.present, self.present)] = values
+        return full
+
+    # Directions: unit-normalised features
+
+    @cached_property
+    def directed(self) -> FloatArray:
+        """(K,) samples with a direction, that is |h| > 0."""
+        return self.counts - self.layer.zero_counts[self.present]
+
+    @cached_property
+    def unit_means(self) -> FloatArray:
+        """(K, d) hbar_c, the mean of h / |h| over the samples with a direction; zero rows where a class has none."""
+        return self.layer.unit_sums[self.present] / np.maximum(self.directed, 1.0)[:, None]
+
+    @cached_property
+    def unit_gram(self) -> FloatArray:
+        """(K, K) hbar_c . hbar_c'."""
+        return self.unit_means @ self.unit_means.T
+
+    def need_directions(self) -> None:
+        """Raise unless two classes are present and every present one has a sample with a direction."""
+        self.need_classes()
+        without = self.present[self.directed <= 0]
+        if without.size:
+            raise Unavailable(f"class {without[0]} has no direction: all of its features are zero")
+
+    @cached_property
+    def intra(self) -> FloatArray:
+        """(K,) |hbar_c|^2; at most 1, where rounding carried it above by less than `UNIT_EXCESS`."""
+        self.need_classes()
+        values = np.diagonal(self.unit_gram)
+        worst = int(np.argmax(values))
+        if values[worst] > 1 + UNIT_EXCESS:
+            raise Unavailable(f"inconsistent: class {self.present[worst]} has |hbar|^2 = {values[worst]:.6g} above 1")
+        return np.minimum(values, 1.0)
+
+    # Class means
+
+    @cached_property
+    def means(self) -> FloatArray:
+        """(K, d) mu_c."""
+        return self.layer.class_means[self.present]
+
+    @cached_property
+    def centred(self) -> geometry.Centred:
+        """The class means about mu_G, each present class counting once."""
+        self.need_classes()
+        return geometry.centre(self.means)
+
+    @cached_property
+    def same_floor(self) -> float:
+        """Length below which a difference of class means is rounding."""
+        return geometry.same_floor(self.centred.largest, single=self.layer.means_f4)
+
+    @cached_property
+    def mean_cosines(self) -> FloatArray:
+        """(K, K) cosines between the centred class means."""
+        centred = self.centred
+        lowest = int(np.argmin(centred.norms))
+        if centred.norms[lowest] <= self.same_floor:
+            raise Unavailable(f"class {self.present[lowest]} has its mean at the global mean: it has no direction")
+        return geometry.cosines(centred.rows, centred.norms)
+
+    def need_between(self) -> None:
+        """Raise unless two classes have different means."""
+        if self.centred.norms.max() <= self.same_floor:
+            raise Unavailable("all class means are equal: there is no variability between classes")
+
+    @cached_property
+    def between_trace(self) -> float:
+        """tr Sigma_B = mean over classes of |mu_c - mu_G|^2."""
+        self.need_between()
+        return float(np.mean(np.square(self.centred.norms)))
+
+    @cached_property
+    def within_sq(self) -> FloatArray:
+        """(K,) sums |h - mu_c|^2, not negative."""
+        self.need_repeats()
+        values = self.layer.within_sq[self.present]
+        if values.min() < 0:
+            raise Unavailable("below resolution: a sum of squares within a class is negative")
+        return values
+
+    @cached_property
+    def span(self) -> geometry.Span:
+        """The directions kept by the rank rule and the within-class scatter along them."""
+        self.need_repeats()
+        layer, centred = self.layer, self.centred
+        if layer.span_singular is not None and layer.span_within is not None:
+            rank = geometry.kept(
+                layer.span_singular,
+                n_classes=self.present.size,
+                n_features=layer.n_features,
+                largest_mean=centred.largest,
+                # The client's decomposition is of its own float64 means, whatever precision they travelled in.
+                single=False,
+            )
+            span = geometry.Span(singular=layer.span_singular[:rank], within=layer.span_within[:rank])
+        elif layer.within_scatter is not None:
+            span = geometry.span_of_means(centred, layer.within_scatter, single=layer.means_f4)
+        else:
+            raise Unavailable("the within-class scatter was not sent")
+        if span.rank == 0:
+            raise Unavailable("rank 0: the class means are equal within rounding, no direction is kept")
+        if span.within.min() < 0:
+            raise Unavailable("below resolution: the scatter along a direction of the means is negative")
+        return span
+
+    @property
+    def rank_used(self) -> int:
+        """Directions that the pseudo-inverse uses, 0 where there is none."""
+        try:
+            return self.span.rank
+        except Unavailable:
+            return 0
+
+    # The classifier
+
+    @property
+    def head(self) -> Head:
+        """The classifier of the window; only the classifier's input may ask."""
+        if not self.is_classifier_input:
+            raise Unavailable("not applicable: these features do not enter the classifier")
+        return self.window.head
+
+    @cached_property
+    def weight(self) -> FloatArray:
+        """(C, d) rows w_c."""
+        head = self.head
+        if head.weight is None:
+            raise Unavailable("the classifier's weight was not sent" if head.finite else "the weights are not finite")
+        return head.weight
+
+    @cached_property
+    def bias(self) -> FloatArray | None:
+        """(C,) the last bias, None where there is none or all of it is zero."""
+        head = self.head
+        if not head.has_bias:
+            return None
+        if head.bias is None:
+            raise Unavailable("the classifier's bias was not sent" if head.finite else "the bias is not finite")
+        return head.bias if np.any(head.bias) else None
+
+    @cached_property
+    def feature_weight(self) -> FloatArray:
+        """(C, d) the weight, checked to act on these features."""
+        weight = self.weight
+        if weight.shape[1] != self.layer.n_features:
+            raise Unavailable(f"the classifier reads {weight.shape[1]} features, these are {self.layer.n_features}")
+        return weight
+
+    @cached_property
+    def centred_weight(self) -> FloatArray:
+        """(C, d) rows w_c - wbar."""
+        return self.feature_weight - self.feature_weight.mean(axis=0)
+
+    @cached_property
+    def weight_rms(self) -> float:
+        """beta = |W|_F / sqrt(C)."""
+        return float(np.linalg.norm(self.weight) / np.sqrt(self.n_classes))
+
+    @cached_property
+    def feature_rms(self) -> float:
+        """alpha, the root mean square feature norm over all samples."""
+        if self.n_samples == 0:
+            raise Unavailable("no finite samples")
+        return float(np.sqrt(self.layer.norm_sq_sums.sum() / self.n_samples))
+
+    @cached_property
+    def class_losses(self) -> tuple[FloatArray, FloatArray]:
+        """(C,) sums of cross-entropy and (C,) samples behind them; all losses of the window are finite."""
+        head = self.head
+        if head.loss_sums is None or head.label_counts is None:
+            raise Unavailable("the loss was not measured")
+        if head.loss_nonfinite is not None and head.loss_nonfinite.sum() > 0:
+            raise Unavailable(f"{int(head.loss_nonfinite.sum())} samples have a loss that is not finite")
+        if head.label_counts.sum() == 0:
+            raise Unavailable("the loss was not measured")
+        return head.loss_sums, head.label_counts.astype(np.float64)
+
+    def ncc(self, counts: IntArray | None) -> tuple[FloatArray, FloatArray]:
+        """Return (C,) `counts` of nearest-class decisions and (C,) how many were taken."""
+        taken = self.layer.ncc_counts
+        if counts is None or taken is None or taken.sum() == 0:
+            raise Unavailable("nearest class means were not measured in this window")
+        return counts.astype(np.float64), taken.astype(np.float64)
+
+
+ScalarFunction = Callable[[Any], "float | tuple[float, tuple[int, ...]]"]
+
+
+def reading(compute: ScalarFunction) -> Callable[[Any], Reading]:
+    """Make a function that returns a number, or a number and where it is attained, return a `Reading`."""
+
+    @functools.wraps(compute)
+    def read(view: Any) -> Reading:
+        try:
+            with np.errstate(all="ignore"):
+                result = compute(view)
+        except Unavailable as missing:
+            return Reading(value=None, reason=str(missing))
+        value, attained_at = result if isinstance(result, tuple) else (result, ())
+        if not np.isfinite(value):
+            return Reading(value=None, reason=f"not finite: the formula gave {value}")
+        return Reading(value=float(value), attained_at=attained_at)
+
+    return read
+
+
+def class_array(compute: Callable[[View], FloatArray]) -> Callable[[View], FloatArray]:
+    """Turn a function of present classes (K,) into one of declared classes (C,), NaN where there is no value."""
+
+    @functools.wraps(compute)
+    def read(view: View) -> FloatArray:
+        try:
+            with np.errstate(all="ignore"):
+                values = view.spread(compute(view))
+        except Unavailable:
+            return np.full(view.n_classes, np.nan)
+        return np.where(np.isfinite(values), values, np.nan)
+
+    return read
+
+
+def share(hits: FloatArray, total: FloatArray) -> FloatArray:
+    """Return hits / total elementwise, NaN where the total is zero."""
+    return np.divide(hits, total, out=np.full(total.shape, np.nan), where=total > 0)

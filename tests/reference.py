@@ -1,0 +1,259 @@
+"""Slow references of every metric, from raw features: plain loops over samples, written from the definitions alone.
+
+Nothing here uses class statistics, Gram matrices or anything of `ncmon` but the container of raw features. A reference
+returns a number, an array with NaN where there is no value, or None where the metric must give a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.factories import Features
+
+
+class Pass:
+    """The features of one layer, sample by sample and class by class."""
+
+    def __init__(self, features: Features, layer: str) -> None:
+        self.features = features
+        self.n_classes = features.weight.shape[0]
+        self.rows = list(features.layers[layer])
+        self.labels = [int(label) for label in features.labels]
+        self.weight, self.bias = features.weight, features.bias
+        self.by_class = {
+            c: [row for row, label in zip(self.rows, self.labels, strict=True) if label == c]
+            for c in range(self.n_classes)
+        }
+        self.present = [c for c in range(self.n_classes) if self.by_class[c]]
+        self.means = {c: sum(self.by_class[c]) / len(self.by_class[c]) for c in self.present}
+        self.centre = sum(self.means.values()) / len(self.means)
+
+    def pairs(self) -> list[tuple[int, int]]:
+        return [(c, e) for place, c in enumerate(self.present) for e in self.present[place + 1 :]]
+
+    def per_class(self, value: Callable[[int], float]) -> np.ndarray:
+        return np.array([value(c) if c in self.present else math.nan for c in range(self.n_classes)])
+
+    def logits(self, row: np.ndarray) -> np.ndarray:
+        return self.weight @ row + (0.0 if self.bias is None else self.bias)
+
+    def nearest(self, row: np.ndarray) -> int:
+        return min(self.present, key=lambda c: float(np.sum((row - self.means[c]) ** 2)))
+
+    def loss(self, row: np.ndarray, label: int) -> float:
+        logits = self.logits(row)
+        return math.log1p(sum(math.exp(logits[c] - logits[label]) for c in range(self.n_classes) if c != label))
+
+
+def cos(first: np.ndarray, second: np.ndarray) -> float:
+    return float(first @ second) / (math.sqrt(first @ first) * math.sqrt(second @ second))
+
+
+def mean(values: Any) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def spread(values: Any) -> float:
+    """Return the standard deviation, ddof 0."""
+    found = list(values)
+    centre = mean(found)
+    return math.sqrt(mean((value - centre) ** 2 for value in found))
+
+
+# Cosines: means over ordered pairs of samples, i = j included (thesis, Lemma 2.4.4).
+
+
+def pair_cosine(p: Pass, c: int, e: int) -> float:
+    first = [row for row in p.by_class[c] if np.any(row)]
+    second = [row for row in p.by_class[e] if np.any(row)]
+    return mean(cos(a, b) for a in first for b in second)
+
+
+def inter_matrix(p: Pass) -> np.ndarray:
+    matrix = np.full((p.n_classes, p.n_classes), np.nan)
+    for c, e in p.pairs():
+        matrix[c, e] = matrix[e, c] = pair_cosine(p, c, e)
+    return matrix
+
+
+def intra_cos(p: Pass) -> np.ndarray:
+    return p.per_class(lambda c: pair_cosine(p, c, c))
+
+
+def nearest_class(p: Pass) -> np.ndarray:
+    return p.per_class(lambda c: max((e for e in p.present if e != c), key=lambda e: pair_cosine(p, c, e)))
+
+
+def nearest_cos(p: Pass) -> np.ndarray:
+    return p.per_class(lambda c: max(pair_cosine(p, c, e) for e in p.present if e != c))
+
+
+# Scatter matrices, formed in full.
+
+
+def within_covariance(p: Pass) -> np.ndarray:
+    total = np.zeros((p.rows[0].size, p.rows[0].size))
+    for c in p.present:
+        for row in p.by_class[c]:
+            total += np.outer(row - p.means[c], row - p.means[c])
+    return total / len(p.rows)
+
+
+def between_covariance(p: Pass) -> np.ndarray:
+    return sum(np.outer(p.means[c] - p.centre, p.means[c] - p.centre) for c in p.present) / len(p.present)
+
+
+def nc1_pinv(p: Pass) -> float:
+    between = between_covariance(p)
+    values, vectors = np.linalg.eigh(between)
+    total = 0.0
+    for value, vector in zip(values, vectors.T, strict=True):
+        if value > 1e-10 * values[-1]:
+            total += float(vector @ within_covariance(p) @ vector) / value
+    return total / len(p.present)
+
+
+def nc1_trace_ratio(p: Pass) -> float:
+    return float(np.trace(within_covariance(p)) / np.trace(between_covariance(p)))
+
+
+def variance(p: Pass, c: int) -> float:
+    return mean(float(np.sum((row - p.means[c]) ** 2)) for row in p.by_class[c])
+
+
+def nc1_cdnv(p: Pass) -> float:
+    return mean(
+        (variance(p, c) + variance(p, e)) / (2 * float(np.sum((p.means[c] - p.means[e]) ** 2))) for c, e in p.pairs()
+    )
+
+
+def centred_norms(p: Pass) -> list[float]:
+    return [float(np.linalg.norm(p.means[c] - p.centre)) for c in p.present]
+
+
+def nc2_equinorm(p: Pass) -> float:
+    return spread(centred_norms(p)) / mean(centred_norms(p))
+
+
+def centred_cosines(p: Pass) -> list[float]:
+    return [cos(p.means[c] - p.centre, p.means[e] - p.centre) for c, e in p.pairs()]
+
+
+def nc2_maxangle(p: Pass) -> float:
+    return mean(abs(value + 1 / (len(p.present) - 1)) for value in centred_cosines(p))
+
+
+# The classifier.
+
+
+def centred_rows(p: Pass) -> list[np.ndarray]:
+    middle = sum(p.weight[c] for c in range(p.n_classes)) / p.n_classes
+    return [p.weight[c] - middle for c in range(p.n_classes)]
+
+
+def nc3_cos_class(p: Pass) -> np.ndarray:
+    return p.per_class(lambda c: cos(centred_rows(p)[c], p.means[c]))
+
+
+def samples(p: Pass) -> list[tuple[np.ndarray, int]]:
+    return list(zip(p.rows, p.labels, strict=True))
+
+
+def ncc_acc(p: Pass) -> float:
+    return mean(p.nearest(row) == label for row, label in samples(p))
+
+
+def nc4_agree(p: Pass) -> float:
+    return mean(p.nearest(row) == int(np.argmax(p.logits(row))) for row in p.rows)
+
+
+def accuracy(p: Pass) -> float:
+    return mean(int(np.argmax(p.logits(row))) == label for row, label in samples(p))
+
+
+def alpha(p: Pass) -> float:
+    return math.sqrt(mean(float(row @ row) for row in p.rows))
+
+
+def beta(p: Pass) -> float:
+    return math.sqrt(mean(float(p.weight[c] @ p.weight[c]) for c in range(p.n_classes)))
+
+
+def biased(p: Pass) -> bool:
+    return p.bias is not None and bool(np.any(p.bias))
+
+
+def alpha_aug(p: Pass) -> float | None:
+    return math.sqrt(mean(float(row @ row) + 1 for row in p.rows)) if biased(p) else None
+
+
+def beta_aug(p: Pass) -> float | None:
+    if not biased(p):
+        return None
+    return math.sqrt(mean(float(p.weight[c] @ p.weight[c]) + p.bias[c] ** 2 for c in range(p.n_classes)))
+
+
+def ce_loss(p: Pass) -> float:
+    return mean(p.loss(row, label) for row, label in samples(p))
+
+
+def ce_bound_m(p: Pass) -> float:
+    product = alpha_aug(p) * beta_aug(p) if biased(p) else alpha(p) * beta(p)
+    c = p.n_classes
+    return math.log(1 + (c - 1) * math.exp(-c / (c - 1) * product))
+
+
+def effective_depth(features: Features) -> float:
+    for place, layer in enumerate(features.layers, 1):
+        if 1 - ncc_acc(Pass(features, layer)) <= 0.01:
+            return place
+    return len(features.layers)
+
+
+SCALARS: dict[str, Callable[[Pass], float | None]] = {
+    "intra_cos_min": lambda p: float(np.nanmin(intra_cos(p))),
+    "intra_cos_mean": lambda p: float(np.nanmean(intra_cos(p))),
+    "inter_cos_max": lambda p: float(np.nanmax(inter_matrix(p))),
+    "inter_cos_mean": lambda p: mean(pair_cosine(p, c, e) for c, e in p.pairs()),
+    "cos_margin": lambda p: float(np.nanmin(intra_cos(p)) - np.nanmax(inter_matrix(p))),
+    "nc1_pinv": nc1_pinv,
+    "nc1_trace_ratio": nc1_trace_ratio,
+    "nc1_cdnv": nc1_cdnv,
+    "nc2_equinorm": nc2_equinorm,
+    "nc2_maxangle": nc2_maxangle,
+    "ncc_acc": ncc_acc,
+    "alpha": alpha,
+    "nc3_cos_min": lambda p: float(np.nanmin(nc3_cos_class(p))),
+    "nc3_cos_mean": lambda p: float(np.nanmean(nc3_cos_class(p))),
+    "nc4_agree": nc4_agree,
+    "accuracy": accuracy,
+    "beta": beta,
+    "alpha_aug": alpha_aug,
+    "beta_aug": beta_aug,
+    "ce_loss": ce_loss,
+    "ce_bound_m": ce_bound_m,
+    "ce_gap": lambda p: ce_loss(p) - ce_bound_m(p),
+}
+
+ARRAYS: dict[str, Callable[[Pass], np.ndarray]] = {
+    "intra_cos": intra_cos,
+    "nearest_class": nearest_class,
+    "nearest_cos": nearest_cos,
+    "inter_cos": inter_matrix,
+    "count": lambda p: p.per_class(lambda c: len(p.by_class[c])),
+    "mean_norm": lambda p: p.per_class(lambda c: mean(math.sqrt(row @ row) for row in p.by_class[c])),
+    "rms_norm": lambda p: p.per_class(lambda c: math.sqrt(mean(float(row @ row) for row in p.by_class[c]))),
+    "class_loss": lambda p: p.per_class(lambda c: mean(p.loss(row, c) for row in p.by_class[c])),
+    "class_accuracy": lambda p: p.per_class(
+        lambda c: mean(int(np.argmax(p.logits(row))) == c for row in p.by_class[c])
+    ),
+    "class_ncc_acc": lambda p: p.per_class(lambda c: mean(p.nearest(row) == c for row in p.by_class[c])),
+    "nc3_cos_class": nc3_cos_class,
+}
+
+WINDOWS: dict[str, Callable[[Features], float | None]] = {"effective_depth": effective_depth}
