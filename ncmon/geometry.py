@@ -138,7 +138,7 @@ def row_cosines(first: FloatArray, second: FloatArray) -> FloatArray:
 
 def pair_values(matrix: FloatArray) -> FloatArray:
     """Return the entries above the diagonal of (n, n) as a vector (n (n - 1) / 2,), row by row."""
-    return matrix[np.triu_indices(matrix.shape[0], 1)]
+    return matrix[~np.tri(matrix.shape[0], dtype=bool)]
 
 
 def pair_maximum(matrix: FloatArray) -> tuple[float, tuple[int, int]]:
@@ -163,6 +163,13 @@ def squared_distances(rows: FloatArray) -> FloatArray:
         result[first, second] = result[second, first] = difference @ difference
     np.fill_diagonal(result, 0.0)
     return result
+
+
+def etf_distance(gram: FloatArray) -> float:
+    """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F for G (K, K): the distance to the Gram matrix of a simplex frame."""
+    n_classes = gram.shape[0]
+    frame = (np.eye(n_classes) - 1.0 / n_classes) / np.sqrt(n_classes - 1.0)
+    return float(np.linalg.norm(gram / np.linalg.norm(gram) - frame))
 
 
 def same_floor(largest: float, *, single: bool = False) -> float:

@@ -141,7 +141,7 @@ def window_from_features(
         "ncc_source": "own" if ncc else "none",
         "n_classes": total,
         "layers": stats,
-        "head": _head(labels, total, logits, weight, bias, has_bias=has_bias, loss=loss),
+        "head": _head(labels, total, layers[CLASSIFIER_INPUT], logits, weight, bias, has_bias=has_bias, loss=loss),
     }
     return Window(**(fields | window))
 
@@ -287,6 +287,7 @@ def _layer_stats(
 def _head(
     labels: IntArray,
     total: int,
+    features: FloatArray,
     logits: FloatArray | None,
     weight: FloatArray | None,
     bias: FloatArray | None,
@@ -312,12 +313,13 @@ def _head(
         right = usable.argmax(axis=1) == own
         correct = np.bincount(own[right], minlength=total).astype(np.int64)
         loss_nonfinite = np.bincount(labels[~finite], minlength=total).astype(np.int64)
+    seen = features[np.isfinite(features).all(axis=1)]
     known = (bias is not None) if has_bias is None else has_bias
     return Head(
         name="head",
         has_bias=known,
-        batch_norm="",
-        batch_norm_eps=0.0,
+        batch_norm="bn",
+        batch_norm_eps=1e-5,
         weight_decay=5e-4,
         weight_decay_gamma=5e-4,
         decoupled_decay=False,
@@ -325,6 +327,9 @@ def _head(
         finite=True,
         weight=weight,
         bias=bias,
+        # The scale of a BatchNorm without shift that gives these features: |gamma| is their root mean square norm.
+        bn_gamma=np.sqrt(np.mean(seen**2, axis=0)) if len(seen) else np.ones(features.shape[1]),
+        bn_beta=np.zeros(features.shape[1]),
         label_counts=label_counts,
         loss_sums=loss_sums,
         correct=correct,

@@ -148,7 +148,56 @@ def nc2_maxangle(p: Pass) -> float:
     return mean(abs(value + 1 / (len(p.present) - 1)) for value in centred_cosines(p))
 
 
+def snr(p: Pass) -> float:
+    return mean(value**2 for value in centred_norms(p)) / mean(variance(p, c) for c in p.present)
+
+
+def etf_distance(gram: np.ndarray) -> float:
+    """Entry by entry against the frame whose Gram matrix has diagonal 1 - 1/K and -1/K elsewhere, at norm 1."""
+    size = len(gram)
+    norm = math.sqrt(sum(float(value) ** 2 for value in gram.ravel()))
+    total = 0.0
+    for i in range(size):
+        for j in range(size):
+            target = ((1 if i == j else 0) - 1 / size) / math.sqrt(size - 1)
+            total += (gram[i, j] / norm - target) ** 2
+    return math.sqrt(total)
+
+
+def products(first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
+    return np.array([[float(a @ b) for b in second] for a in first])
+
+
+def centred_means(p: Pass) -> list[np.ndarray]:
+    return [p.means[c] - p.centre for c in p.present]
+
+
 # The classifier.
+
+
+def row_norms(p: Pass) -> list[float]:
+    return [math.sqrt(row @ row) for row in p.weight]
+
+
+def row_cosines(p: Pass) -> list[float]:
+    return [cos(p.weight[c], p.weight[e]) for c in range(p.n_classes) for e in range(c + 1, p.n_classes)]
+
+
+def nc3_frob(p: Pass) -> float:
+    rows = np.array([p.weight[c] for c in p.present])
+    means = np.array(centred_means(p))
+    difference = rows / math.sqrt(np.sum(rows**2)) - means / math.sqrt(np.sum(means**2))
+    return math.sqrt(np.sum(difference**2))
+
+
+def bias_collapse(p: Pass) -> float:
+    logits = p.logits(sum(p.rows) / len(p.rows))
+    return math.sqrt(logits @ logits)
+
+
+def objective(p: Pass) -> float:
+    """The decays are those of the factory: 5e-4 each."""
+    return ce_loss(p) + 0.5 * 5e-4 * sum(float(row @ row) for row in p.weight) + 0.5 * 5e-4 * alpha(p) ** 2
 
 
 def centred_rows(p: Pass) -> list[np.ndarray]:
@@ -227,6 +276,19 @@ SCALARS: dict[str, Callable[[Pass], float | None]] = {
     "nc2_equinorm": nc2_equinorm,
     "nc2_maxangle": nc2_maxangle,
     "ncc_acc": ncc_acc,
+    "snr": snr,
+    "nc2_equiangularity": lambda p: spread(centred_cosines(p)),
+    "nc2_etf_err": lambda p: etf_distance(products(centred_means(p), centred_means(p))),
+    "w_equinorm": lambda p: spread(row_norms(p)) / mean(row_norms(p)),
+    "w_equiangularity": lambda p: spread(row_cosines(p)),
+    "w_maxangle": lambda p: mean(abs(value + 1 / (p.n_classes - 1)) for value in row_cosines(p)),
+    "w_etf_err": lambda p: etf_distance(products(list(p.weight), list(p.weight))),
+    "w_cos_max": lambda p: max(row_cosines(p)),
+    "nc3_frob": nc3_frob,
+    "nc3_dual_err": lambda p: etf_distance(products([p.weight[c] for c in p.present], centred_means(p))),
+    "bias_collapse": bias_collapse,
+    "alpha_bn": alpha,
+    "objective": objective,
     "alpha": alpha,
     "nc3_cos_min": lambda p: float(np.nanmin(nc3_cos_class(p))),
     "nc3_cos_mean": lambda p: float(np.nanmean(nc3_cos_class(p))),

@@ -1,0 +1,34 @@
+"""ncmon-client: watch neural collapse from inside a PyTorch training process.
+
+    import ncmon_client
+
+    monitor = ncmon_client.watch(model, criterion=criterion, optimizer=optimizer, run="digits")
+
+Importing this loads neither torch nor zmq; what needs them is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ncmon_client._version import __version__
+from ncmon_client.errors import ClientError, ConfigError
+
+if TYPE_CHECKING:
+    from ncmon_client.monitor import Monitor, Status, watch
+
+__all__ = ("ClientError", "ConfigError", "Monitor", "Status", "__version__", "watch")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ncmon_client' has no attribute {name!r}")
+    try:
+        from ncmon_client import monitor
+    except ImportError as error:
+        if error.name != "torch":
+            raise
+        raise ConfigError(
+            "ncmon_client watches PyTorch models and found no torch in this environment; install torch first"
+        ) from None
+    return getattr(monitor, name)

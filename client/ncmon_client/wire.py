@@ -40,7 +40,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ncmon_client.errors import WireError
+from ncmon_client.errors import WireError as WireError  # the daemon knows of the client this module alone
 
 PROTOCOL = 1
 READABLE = (1,)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ncmon.metrics.scale import augmented_beta
 from ncmon.metrics.spec import Metric
-from ncmon.metrics.view import View, class_array, reading, share
+from ncmon.metrics.view import Unavailable, View, class_array, reading, share
 from ncmon.model import FloatArray
 
 
@@ -32,6 +32,26 @@ def ce_bound_m(view: View) -> float:
 def ce_gap(view: View) -> float:
     """Return ce_loss - ce_bound_m."""
     return _mean_loss(view) - _least_loss(view)
+
+
+@reading
+def objective(view: View) -> float:
+    """Return L + (lambda_W C beta^2 + lambda_gamma alpha^2) / 2, the regularised objective (2.1) of the thesis.
+
+    alpha stands for |gamma| (Proposition 2.2.1). The coefficients are those of an L2 penalty, as SGD's weight decay is;
+    decoupled decay (AdamW) minimises no such sum.
+    """
+    head = view.head
+    if head.decoupled_decay:
+        raise Unavailable("not applicable: decoupled weight decay has no objective")
+    if not head.batch_norm:
+        raise Unavailable("not applicable: no BatchNorm feeds the classifier")
+    if head.plain_loss is False:
+        raise Unavailable("not applicable: the trained loss is not plain cross-entropy")
+    if head.weight_decay is None or head.weight_decay_gamma is None:
+        raise Unavailable("the weight decays are not known")
+    rows = head.weight_decay * view.n_classes * view.weight_rms**2
+    return _mean_loss(view) + 0.5 * (rows + head.weight_decay_gamma * view.feature_rms**2)
 
 
 @class_array
@@ -102,6 +122,22 @@ METRICS = (
         invariant_to=("rotation", "permutation"),
         target=lambda k: 0.0,
         compute=ce_gap,
+    ),
+    Metric(
+        name="objective",
+        title="regularised objective",
+        family="loss",
+        unit="nat",
+        at_collapse="",
+        better="lower",
+        scope="classifier",
+        source="thesis, (2.1) and Proposition 2.2.1",
+        definition=(
+            "ce_loss + (lambda_W C beta^2 + lambda_gamma alpha^2) / 2, the weight decays of classifier and BatchNorm"
+        ),
+        needs=("class_counts", "norm_sq_sums", "weight", "label_counts", "loss_sums"),
+        invariant_to=("rotation", "permutation"),
+        compute=objective,
     ),
     Metric(
         name="class_loss",

@@ -40,6 +40,15 @@ def nc1_cdnv(view: View) -> float:
     return float(np.mean(sums / (2 * geometry.pair_values(distances))))
 
 
+@reading
+def snr(view: View) -> float:
+    """Return tr Sigma_B / tr Sigma_W with Sigma_W the mean of the class covariances."""
+    within = float(np.mean(view.within_sq / view.counts))
+    if within == 0:
+        raise Unavailable("the variability within classes is zero: the ratio is infinite")
+    return view.between_trace / within
+
+
 METRICS = (
     Metric(
         name="nc1_pinv",
@@ -90,5 +99,19 @@ METRICS = (
         invariant_to=("rotation", "scaling", "permutation", "translation"),
         target=lambda k: 0.0,
         compute=nc1_cdnv,
+    ),
+    Metric(
+        name="snr",
+        title="signal to noise ratio",
+        family="nc1",
+        unit="",
+        at_collapse="inf",
+        better="higher",
+        scope="layer",
+        source="thesis, section 2.2",
+        definition="tr Sigma_B / tr Sigma_W, both class-balanced: Sigma_W is the mean of the class covariances",
+        needs=("class_counts", "class_means", "within_sq"),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        compute=snr,
     ),
 )

@@ -1,4 +1,8 @@
-"""NC2: class means converge to a simplex equiangular tight frame. A = rows mu_c - mu_G of the present classes."""
+"""NC2: class means, and the classifier's own rows, converge to a simplex equiangular tight frame.
+
+A = rows mu_c - mu_G of the present classes. The classifier's rows w_c are taken as they are, all C of them: absent
+classes have rows too, and where minorities collapse theirs become one direction.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import numpy as np
 
 from ncmon import geometry
 from ncmon.metrics.spec import Metric
-from ncmon.metrics.view import View, reading
+from ncmon.metrics.view import Unavailable, View, reading
+from ncmon.model import FloatArray
 
 
 @reading
@@ -22,6 +27,67 @@ def nc2_maxangle(view: View) -> float:
     """Return the mean over pairs of |cos(A_c, A_c') + 1/(K-1)|."""
     cosines = geometry.pair_values(view.mean_cosines)
     return float(np.mean(np.abs(cosines + 1.0 / (view.present.size - 1))))
+
+
+@reading
+def nc2_equiangularity(view: View) -> float:
+    """Return the std over pairs of cos(A_c, A_c'), ddof 0."""
+    return float(geometry.pair_values(view.mean_cosines).std())
+
+
+@reading
+def nc2_etf_err(view: View) -> float:
+    """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F, G = A A^T."""
+    view.need_between()
+    rows = view.centred.rows
+    return geometry.etf_distance(rows @ rows.T)
+
+
+def _row_norms(view: View) -> FloatArray:
+    """Return |w_c| (C,), all positive."""
+    norms = geometry.row_norms(view.weight)
+    lowest = int(np.argmin(norms))
+    if norms[lowest] == 0:
+        raise Unavailable(f"row {lowest} of the classifier is zero")
+    return norms
+
+
+def _row_cosines(view: View) -> FloatArray:
+    """Return cos(w_c, w_c') (C, C)."""
+    return geometry.cosines(view.weight, view.shared(_row_norms))
+
+
+@reading
+def w_equinorm(view: View) -> float:
+    """Return std / mean of |w_c|, ddof 0."""
+    norms = view.shared(_row_norms)
+    return float(norms.std() / norms.mean())
+
+
+@reading
+def w_equiangularity(view: View) -> float:
+    """Return the std over pairs of cos(w_c, w_c'), ddof 0."""
+    return float(geometry.pair_values(view.shared(_row_cosines)).std())
+
+
+@reading
+def w_maxangle(view: View) -> float:
+    """Return the mean over pairs of |cos(w_c, w_c') + 1/(C-1)|."""
+    cosines = geometry.pair_values(view.shared(_row_cosines))
+    return float(np.mean(np.abs(cosines + 1.0 / (view.n_classes - 1))))
+
+
+@reading
+def w_etf_err(view: View) -> float:
+    """Return | G/|G| - (I - 11^T/C)/sqrt(C-1) |_F, G = W W^T."""
+    view.shared(_row_norms)
+    return geometry.etf_distance(view.weight @ view.weight.T)
+
+
+@reading
+def w_cos_max(view: View) -> tuple[float, tuple[int, ...]]:
+    """Return max over pairs of cos(w_c, w_c') and its pair."""
+    return geometry.pair_maximum(view.shared(_row_cosines))
 
 
 METRICS = (
@@ -54,5 +120,110 @@ METRICS = (
         invariant_to=("rotation", "scaling", "permutation", "translation"),
         target=lambda k: 0.0,
         compute=nc2_maxangle,
+    ),
+    Metric(
+        name="nc2_equiangularity",
+        title="NC2, unequal angles of the means",
+        family="nc2",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="layer",
+        source="Papyan 2020, NC2",
+        definition="std over pairs of cos(mu_c - mu_G, mu_e - mu_G), ddof 0",
+        needs=("class_counts", "class_means"),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=nc2_equiangularity,
+    ),
+    Metric(
+        name="nc2_etf_err",
+        title="NC2, distance of the means to a simplex frame",
+        family="nc2",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="layer",
+        source="Zhu 2021",
+        definition="|G/|G| - (I - 11^T/K)/sqrt(K-1)|_F, G = A A^T",
+        needs=("class_counts", "class_means"),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=nc2_etf_err,
+    ),
+    Metric(
+        name="w_equinorm",
+        title="unequal norms of the rows",
+        family="nc2",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="classifier",
+        source="Papyan 2020, NC2",
+        definition="std / mean over all classes of |w_c|, ddof 0",
+        needs=("weight",),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=w_equinorm,
+    ),
+    Metric(
+        name="w_equiangularity",
+        title="unequal angles of the rows",
+        family="nc2",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="classifier",
+        source="Papyan 2020, NC2",
+        definition="std over pairs of cos(w_c, w_e), ddof 0",
+        needs=("weight",),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=w_equiangularity,
+    ),
+    Metric(
+        name="w_maxangle",
+        title="distance of the angles of the rows from the greatest",
+        family="nc2",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="classifier",
+        source="Papyan 2020, NC2",
+        definition="mean over pairs of |cos(w_c, w_e) + 1/(C-1)|",
+        needs=("weight",),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=w_maxangle,
+    ),
+    Metric(
+        name="w_etf_err",
+        title="distance of the rows to a simplex frame",
+        family="nc2",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="classifier",
+        source="Zhu 2021",
+        definition="|G/|G| - (I - 11^T/C)/sqrt(C-1)|_F, G = W W^T",
+        needs=("weight",),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=w_etf_err,
+    ),
+    Metric(
+        name="w_cos_max",
+        title="greatest cosine between rows",
+        family="nc2",
+        unit="",
+        at_collapse="-1/(C-1)",
+        better="lower",
+        scope="classifier",
+        source="Fang 2021, minority collapse shows as 1",
+        definition="max over pairs of cos(w_c, w_e)",
+        needs=("weight",),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: -1.0 / (k - 1),
+        compute=w_cos_max,
     ),
 )

@@ -53,6 +53,39 @@ def nc3_cos_class(view: View) -> FloatArray:
     return view.shared(_alignment)
 
 
+@reading
+def nc3_frob(view: View) -> float:
+    """Return | W/|W| - A/|A| |_F over the present rows; the root, where Papyan plots its square."""
+    rows = view.feature_weight[view.present]
+    view.need_between()
+    length = float(np.linalg.norm(rows))
+    if length == 0:
+        raise Unavailable("the classifier's rows of the present classes are zero")
+    means = view.centred.rows
+    return float(np.linalg.norm(rows / length - means / np.linalg.norm(means)))
+
+
+@reading
+def nc3_dual_err(view: View) -> float:
+    """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F, G = W A^T over the present rows."""
+    view.need_between()
+    gram = view.feature_weight[view.present] @ view.centred.rows.T
+    if not np.any(gram):
+        raise Unavailable("the classifier's rows are orthogonal to all class means")
+    return geometry.etf_distance(gram)
+
+
+@reading
+def bias_collapse(view: View) -> float:
+    """Return |W mu + b|, mu the mean over samples (d,)."""
+    weight = view.feature_weight
+    if view.n_samples == 0:
+        raise Unavailable("no finite samples")
+    mean = view.counts @ view.means / view.n_samples
+    logits = weight @ mean
+    return float(np.linalg.norm(logits if view.bias is None else logits + view.bias))
+
+
 METRICS = (
     Metric(
         name="nc3_cos_min",
@@ -99,5 +132,50 @@ METRICS = (
         invariant_to=("rotation", "scaling", "permutation"),
         target=lambda k: 1.0,
         compute=nc3_cos_class,
+    ),
+    Metric(
+        name="nc3_frob",
+        title="distance of classifier and means",
+        family="nc3",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="classifier",
+        source="Papyan 2020, NC3 (there squared)",
+        definition="|W/|W| - A/|A||_F over present rows, A = rows mu_c - mu_G",
+        needs=_NEEDS,
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=nc3_frob,
+    ),
+    Metric(
+        name="nc3_dual_err",
+        title="distance of rows times means to a simplex frame",
+        family="nc3",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="classifier",
+        source="Zhu 2021",
+        definition="|G/|G| - (I - 11^T/K)/sqrt(K-1)|_F, G = W A^T over present rows",
+        needs=_NEEDS,
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=nc3_dual_err,
+    ),
+    Metric(
+        name="bias_collapse",
+        title="logits of the mean feature",
+        family="nc3",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="classifier",
+        source="Zhu 2021",
+        definition="|W mu + b|, mu the mean over samples",
+        needs=_NEEDS,
+        invariant_to=("rotation", "permutation"),
+        target=lambda k: 0.0,
+        compute=bias_collapse,
     ),
 )

@@ -42,6 +42,17 @@ def augmented_beta(view: View) -> float:
     return float(np.hypot(view.weight_rms, np.linalg.norm(bias) / np.sqrt(view.n_classes)))
 
 
+@reading
+def alpha_bn(view: View) -> float:
+    """Return |gamma|, gamma (d,) the scale of the BatchNorm that feeds the classifier."""
+    head = view.head
+    if not head.batch_norm:
+        raise Unavailable("not applicable: no BatchNorm feeds the classifier")
+    if head.bn_gamma is None:
+        raise Unavailable("the BatchNorm's scale was not sent" if head.finite else "a parameter is not finite")
+    return float(np.linalg.norm(head.bn_gamma))
+
+
 @class_array
 def count(view: View) -> FloatArray:
     """Return the finite samples of every class (K,)."""
@@ -116,6 +127,20 @@ METRICS = (
         needs=("weight", "bias"),
         invariant_to=("rotation", "scaling", "permutation", "translation"),
         compute=beta_aug,
+    ),
+    Metric(
+        name="alpha_bn",
+        title="norm of the BatchNorm scale",
+        family="scale",
+        unit="",
+        at_collapse="",
+        better="neither",
+        scope="classifier",
+        source="thesis, Proposition 2.2.1",
+        definition="|gamma| of the BatchNorm that feeds the classifier; in training mode alpha, where its shift is 0",
+        needs=("bn_gamma",),
+        invariant_to=("rotation", "permutation"),
+        compute=alpha_bn,
     ),
     Metric(
         name="count",

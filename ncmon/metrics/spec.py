@@ -22,7 +22,7 @@ Scope = Literal["layer", "classifier", "window", "class", "pair"]
 Better = Literal["lower", "higher", "neither"]
 Symmetry = Literal["rotation", "scaling", "permutation", "translation"]
 
-HEAD_STATISTICS = frozenset({"weight", "bias", "label_counts", "loss_sums", "correct"})
+HEAD_STATISTICS = frozenset({"weight", "bias", "bn_gamma", "label_counts", "loss_sums", "correct"})
 """Statistics that belong to the classifier, not to a layer."""
 
 

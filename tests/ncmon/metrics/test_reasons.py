@@ -166,6 +166,14 @@ def test_statistics_that_are_absent_or_impossible(fields: dict[str, Any], names:
         ({"bias": np.zeros(4)}, ("alpha_aug", "beta_aug"), "not applicable"),
         ({"loss_sums": None, "label_counts": None}, ("ce_loss", "ce_gap", "cert_intra_min"), "loss was not measured"),
         ({"correct": None}, ("accuracy",), "not measured"),
+        ({"batch_norm": ""}, ("alpha_bn", "objective"), "not applicable: no BatchNorm"),
+        ({"bn_gamma": None}, ("alpha_bn",), "was not sent"),
+        ({"decoupled_decay": True}, ("objective",), "not applicable: decoupled"),
+        ({"plain_loss": False}, ("objective",), "not applicable: the trained loss"),
+        ({"weight_decay": None}, ("objective",), "not known"),
+        ({"weight": np.zeros((4, 16))}, ("w_equinorm", "w_etf_err", "w_cos_max"), "row 0 of the classifier is zero"),
+        ({"weight": np.zeros((4, 16))}, ("nc3_frob",), "rows of the present classes are zero"),
+        ({"weight": np.zeros((4, 16))}, ("nc3_dual_err",), "orthogonal"),
         ({"weight": np.ones((4, 3))}, ("nc3_cos_min", "cert_intra_min"), "reads 3 features, these are 16"),
         ({"weight": np.ones((4, 16))}, ("nc3_cos_min",), "mean of all rows"),
         ({"weight": np.ones((4, 16))}, ("cert_intra_min",), "vacuous"),
@@ -221,5 +229,14 @@ def test_a_window_without_samples_is_all_reasons() -> None:
     zeros = np.zeros(3, dtype=np.int64)
     window = change_head(window, label_counts=zeros, correct=zeros, loss_sums=np.zeros(3), loss_nonfinite=zeros)
     layer = last(window)
-    assert {name for name, reading in layer.readings.items() if reading.value is not None} == {"beta", "beta_aug"}
+    assert {name for name, reading in layer.readings.items() if reading.value is not None} == {
+        "beta",
+        "beta_aug",
+        "w_equinorm",
+        "w_equiangularity",
+        "w_maxangle",
+        "w_etf_err",
+        "w_cos_max",
+        "alpha_bn",
+    }
     assert layer.quality["samples"] == 0

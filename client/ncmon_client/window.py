@@ -1,0 +1,261 @@
+"""A window: open, it adds batches up on the device; closed, it seals itself into a message in the sending thread.
+
+The training thread only adds and hands over. Everything in float64, and everything that waits for the device, happens
+in `ClosedWindow.seal`, which the sending thread calls once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ncmon_client import wire
+from ncmon_client.accumulate import MAX_SCATTER_FEATURES, ClassMoments, HeadCounts, NearestCounts, Reference
+from ncmon_client.capture import CLASSIFIER_INPUT, Batch, HeadParameters, Layer
+
+PAYLOAD_BUDGET_BYTES = 8 * 1024 * 1024
+"""Above this, class means and unit sums travel in single precision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What is known of the training objective."""
+
+    weight_decay: float | None = None
+    weight_decay_gamma: float | None = None
+    decoupled_decay: bool | None = None
+    plain_loss: bool | None = None
+
+
+class OpenWindow:
+    """Adds batches up. `references` are the class means of an earlier window, by layer."""
+
+    def __init__(self, *, exact: bool, references: Mapping[str, Reference]) -> None:
+        self.exact = exact
+        self.steps = 0
+        self.sampled_steps = 0
+        self.skipped: Counter[str] = Counter()
+        self.began = time.time()
+        self._references = references
+        self._layers: tuple[Layer, ...] = ()
+        self._moments: dict[str, ClassMoments] = {}
+        self._nearest: dict[str, NearestCounts] = {}
+        self._head: HeadCounts | None = None
+        self._n_classes = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether no batch was added."""
+        return self._head is None
+
+    def add(self, batch: Batch, layers: tuple[Layer, ...]) -> None:
+        """Add one batch. Call under `no_grad`, with autocast off."""
+        self.sampled_steps += 1
+        if self._head is None:
+            self._begin(batch, layers)
+        assert self._head is not None
+        predicted = self._head.update(batch.logits, batch.rows, exact=self.exact)
+        for name, moments in self._moments.items():
+            moments.update(batch.features[name], batch.rows)
+        for name, counts in self._nearest.items():
+            counts.update(self._precise(batch.features[name]), batch.rows, predicted, self._references[name])
+
+    def decide_again(self, batch: Batch, references: Mapping[str, Reference]) -> None:
+        """Second pass of an exact window: only the nearest-class decisions, by the window's own means."""
+        predicted = batch.logits.argmax(1)
+        for name in self._moments:
+            counts = self._nearest.setdefault(name, NearestCounts(self._n_classes, batch.logits.device))
+            counts.update(self._precise(batch.features[name]), batch.rows, predicted, references[name])
+
+    def references(self) -> dict[str, Reference]:
+        """Return the class means so far, by layer, on the device."""
+        return {name: moments.reference() for name, moments in self._moments.items()}
+
+    def forget_decisions(self) -> None:
+        """Drop the nearest-class decisions: they are taken again by the window's own means."""
+        self._nearest.clear()
+
+    def _precise(self, features: Tensor) -> Tensor:
+        return features.double() if self.exact else features.float()
+
+    def _begin(self, batch: Batch, layers: tuple[Layer, ...]) -> None:
+        self._layers = layers
+        self._n_classes = batch.logits.shape[1]
+        device = batch.logits.device
+        self._head = HeadCounts(self._n_classes, device)
+        for layer in layers:
+            reference = self._references.get(layer.name)
+            self._moments[layer.name] = ClassMoments(
+                self._n_classes, layer.n_features, device, exact=self.exact, reference=reference
+            )
+            # A product of n x d x C: always for the classifier's input, elsewhere where C is the small side.
+            if reference is not None and (layer.name == CLASSIFIER_INPUT or self._n_classes <= layer.n_features):
+                self._nearest[layer.name] = NearestCounts(self._n_classes, device)
+
+    def close(
+        self,
+        *,
+        run_id: str,
+        rank: int,
+        world_size: int,
+        split: str,
+        epoch: int,
+        step: int,
+        ncc_source: str,
+        head: HeadParameters,
+        objective: Objective,
+        overhead: float | None,
+    ) -> ClosedWindow:
+        """End the window; nothing is added afterwards."""
+        assert self._head is not None
+        return ClosedWindow(
+            meta={
+                "run_id": run_id,
+                "rank": rank,
+                "world_size": world_size,
+                "split": split,
+                "epoch": epoch,
+                "step": step,
+                "steps": self.steps,
+                "sampled_steps": self.sampled_steps,
+                "time": time.time(),
+                "duration_s": time.time() - self.began,
+                "exact": self.exact,
+                "ncc_source": ncc_source if self._nearest else "none",
+                "n_classes": self._n_classes,
+                "skipped_batches": dict(self.skipped),
+                "overhead": overhead,
+            },
+            layers=self._layers,
+            moments=self._moments,
+            nearest=self._nearest,
+            counts=self._head,
+            head=head,
+            objective=objective,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClosedWindow:
+    """A window that was handed over: sealed once, in the sending thread."""
+
+    meta: dict[str, object]
+    layers: tuple[Layer, ...]
+    moments: dict[str, ClassMoments]
+    nearest: dict[str, NearestCounts]
+    counts: HeadCounts
+    head: HeadParameters
+    objective: Objective
+
+    @property
+    def nbytes(self) -> int:
+        """About the memory that this window holds until it is sealed."""
+        held = [self.head.tensors.values()]
+        tensors = [vars(m).values() for m in (*self.moments.values(), *self.nearest.values(), self.counts)]
+        return sum(t.numel() * t.element_size() for group in (*held, *tensors) for t in group if isinstance(t, Tensor))
+
+    def gap(self, reason: str) -> wire.Gap:
+        """Return what is recorded when this window cannot be sealed."""
+        return wire.Gap(
+            run_id=str(self.meta["run_id"]),
+            split=str(self.meta["split"]),
+            epoch=int(str(self.meta["epoch"])),
+            step=int(str(self.meta["step"])),
+            time=time.time(),
+            reason=reason[:4096],
+        )
+
+    def seal(self) -> tuple[wire.Meta, bytes]:
+        """Undo the shifts in float64, reduce the scatter to the span of the class means, and pack."""
+        arrays: list[tuple[str, int, wire.Array]] = []
+        layers: list[wire.LayerMeta] = []
+        for place, layer in enumerate(self.layers):
+            drained = self.moments[layer.name].drain()
+            single = 2 * 8 * drained.class_means.size * len(self.layers) > PAYLOAD_BUDGET_BYTES
+            notes: list[str] = []
+            for name in ("class_counts", "within_sq", "norm_sums", "norm_sq_sums", "zero_counts", "nonfinite_counts"):
+                arrays.append((name, place, getattr(drained, name)))
+            for name in ("class_means", "unit_sums"):
+                values = getattr(drained, name)
+                arrays.append((name, place, values.astype(np.float32) if single else values))
+            if single:
+                notes.append("class means in single precision: payload over budget")
+            if self.meta["world_size"] != 1 and drained.within_scatter is not None:
+                arrays.append(("within_scatter", place, drained.within_scatter))
+            elif (span := drained.span()) is not None:
+                arrays += [("span_singular", place, span[0]), ("span_within", place, span[1])]
+            if layer.n_features > MAX_SCATTER_FEATURES:
+                notes.append(f"no second moment above {MAX_SCATTER_FEATURES} features")
+            if (decided := self.nearest.get(layer.name)) is not None:
+                for name, tensor in (("counts", decided.taken), ("hits", decided.hits), ("agree", decided.agree)):
+                    arrays.append((f"ncc_{name}", place, _host(tensor)))
+            layers.append(
+                wire.LayerMeta(
+                    name=layer.name,
+                    index=layer.index,
+                    module=layer.module,
+                    n_features=layer.n_features,
+                    reduction=layer.reduction,
+                    note="; ".join(notes),
+                )
+            )
+        for name, tensor in (
+            ("label_counts", self.counts.labels),
+            ("loss_sums", self.counts.loss),
+            ("correct", self.counts.correct),
+            ("loss_nonfinite", self.counts.nonfinite),
+        ):
+            arrays.append((name, -1, _host(tensor)))
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in self.head.tensors.values())
+        if finite:
+            for name, tensor in self.head.tensors.items():
+                # Half-precision parameters are exact in single precision.
+                wide = tensor if tensor.dtype == torch.float64 else tensor.float()
+                arrays.append((name, -1, wide.cpu().numpy()))
+        specs, blob = wire.pack_arrays(arrays)
+        head = wire.HeadMeta(
+            name=self.head.name,
+            has_bias=self.head.has_bias,
+            batch_norm=self.head.batch_norm,
+            batch_norm_eps=self.head.batch_norm_eps,
+            weight_decay=self.objective.weight_decay,
+            weight_decay_gamma=self.objective.weight_decay_gamma,
+            decoupled_decay=self.objective.decoupled_decay,
+            plain_loss=self.objective.plain_loss,
+            finite=finite,
+        )
+        meta = wire.WindowMeta(
+            **self.meta,  # type: ignore[arg-type]
+            layers=layers,
+            head=head,
+            arrays=specs,
+            ignored_labels=int(self.counts.ignored),
+        )
+        return meta, blob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastWord:
+    """The END of a run, as something that the sending thread seals."""
+
+    end: wire.End
+
+    def seal(self) -> tuple[wire.Meta, bytes]:
+        """Return the message; there is nothing to compute."""
+        return self.end, b""
+
+    def gap(self, reason: str) -> wire.Gap:
+        """Never needed: `seal` does not fail."""
+        return wire.Gap(run_id=self.end.run_id, split="", epoch=-1, step=0, time=self.end.time, reason=reason)
+
+
+def _host(tensor: Tensor) -> wire.Array:
+    """Return the class rows (C,) of a tensor with a trash row, on the host."""
+    array: wire.Array = tensor[:-1].detach().cpu().numpy()
+    return array
