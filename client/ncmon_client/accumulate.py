@@ -64,11 +64,13 @@ class ClassMoments:
         self.norm_squares = zeros(rows)
         self.scatter = zeros(n_features, n_features) if n_features <= MAX_SCATTER_FEATURES else None
         self.shift = zeros(rows, n_features)
-        self._settled = reference is not None
+        self._unknown = torch.ones(rows, dtype=torch.bool, device=device)
+        # Whether any class is unknown is a question that would wait for an accelerator; there it stays open.
+        self._settled = False
         if reference is not None:
-            known = reference.known[:, None]
-            centre = torch.where(known, reference.means, 0).sum(0) / known.sum().clamp(min=1)
-            self.shift[:-1] = torch.where(known, reference.means, centre).to(dtype)
+            self.shift[:-1] = reference.means.to(dtype)
+            self._unknown[:-1] = ~reference.known
+            self._settled = device.type == "cpu" and bool(reference.known.all())
 
     def update(self, features: Tensor, rows: Tensor) -> None:
         """Add a batch: features (n, d) and rows (n,) int64 in [0, C], C for samples that do not count."""
@@ -99,7 +101,7 @@ class ClassMoments:
     def _shift_new_classes(self, h: Tensor, rows: Tensor, ones: Tensor) -> None:
         batch_counts = torch.zeros_like(self.counts).index_add_(0, rows, ones)
         batch_sums = torch.zeros_like(self.sums).index_add_(0, rows, h)
-        new = (self.counts == 0) & (batch_counts > 0)
+        new = self._unknown & (self.counts == 0) & (batch_counts > 0)
         new[-1] = False
         mean = batch_sums / batch_counts.clamp(min=1)[:, None]
         self.shift = torch.where(new[:, None], mean, self.shift)

@@ -3,6 +3,8 @@
 Rules of this module
 - A tap keeps a reference and returns None. It never computes, never raises and never changes what flows past it.
 - Everything else happens once a batch, when logits and labels are known (`take`), under `no_grad` and without autocast.
+- Under `torch.compile` a tap is traced, and all it does is to write one attribute: that breaks no graph. What it left
+  is picked up when the batch is taken.
 - A copy or a pickle of a hooked model holds no tap: it gets an inert callable of the standard library in its place.
 
 Which layer is what is found out from the first batch, by identity of tensors, not by names: the classifier is the
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fnmatch
+import functools
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -83,13 +86,16 @@ class _Kept:
 class _Tap:
     """A forward hook that keeps what flows past while its capture is armed."""
 
-    def __init__(self, capture: Capture, key: str, module: nn.Module) -> None:
+    def __init__(self, capture: Capture, key: str) -> None:
         self.capture = capture
         self.key = key
-        self.module = type(module).__name__
+        self.traced: tuple[tuple[Any, ...], Any] | None = None
+        """What flowed past in compiled code."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.capture.armed:
+        if torch.compiler.is_compiling():
+            self.traced = (args, output)
+        elif self.capture.armed:
             self.capture.keep(self, args, output)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
@@ -106,7 +112,8 @@ class _Bell:
         self.ring = ring
 
     def __call__(self, *args: Any) -> None:
-        self.ring(*args)
+        if not torch.compiler.is_compiling():
+            self.ring(*args)
 
     __deepcopy__ = _Tap.__deepcopy__
     __reduce__ = _Tap.__reduce__
@@ -149,7 +156,8 @@ class Capture:
         self._norm = ""
         self._resolved = False
         self._handles: list[Any] = []
-        self._probe_handles: list[Any] = []
+        self._taps: dict[str, _Tap] = {}
+        self._probe_handles: dict[str, Any] = {}
         self._check_classes()
         self._attach()
 
@@ -170,18 +178,20 @@ class Capture:
 
     def _attach(self) -> None:
         for name in self._wanted:
-            module = self._names[name]
-            self._handles.append(module.register_forward_hook(_Tap(self, name, module)))
+            self._tap(name, self._handles.append)
         for name, module in self._names.items():
             is_head = isinstance(module, nn.Linear) and self.num_classes in (None, module.out_features)
             if is_head or isinstance(module, _BATCH_NORMS):
-                tap = _Tap(self, f"?{name}", module)
-                self._probe_handles.append(module.register_forward_hook(tap))
+                self._tap(f"?{name}", functools.partial(self._probe_handles.__setitem__, name))
+
+    def _tap(self, key: str, keep_handle: Callable[[Any], None]) -> None:
+        tap = self._taps[key] = _Tap(self, key)
+        keep_handle(self._names[key.removeprefix("?")].register_forward_hook(tap))
 
     def detach(self) -> None:
         """Remove every hook."""
         self.armed = False
-        for handle in (*self._handles, *self._probe_handles):
+        for handle in (*self._handles, *self._probe_handles.values()):
             handle.remove()
         self._handles.clear()
         self._probe_handles.clear()
@@ -209,6 +219,16 @@ class Capture:
         self.armed = armed and not self.dead
         if self._kept or self._calls or self._head_kept:
             self._kept, self._calls, self._head_kept, self._norm_kept = {}, {}, {}, {}
+
+    def pick_up(self) -> bool:
+        """Keep what taps in compiled code left; return whether there was anything."""
+        left = False
+        for tap in self._taps.values():
+            if tap.traced is not None:
+                (args, output), tap.traced, left = tap.traced, None, True
+                if self.armed:
+                    self.keep(tap, args, output)
+        return left
 
     def keep(self, tap: _Tap, args: tuple[Any, ...], output: Any) -> None:
         """Keep what one module received and returned. Called by taps; catches everything."""
@@ -317,9 +337,9 @@ class Capture:
                 # The logits are made from this layer's output (scaled, masked): its input is the last feature, but its
                 # weight is not what decides, and nothing is claimed about it.
                 self._head = fitting[-1]
-        for handle in self._probe_handles:
-            handle.remove()
-        self._probe_handles.clear()
+        for name in [name for name in self._probe_handles if name != self._head]:
+            self._probe_handles.pop(name).remove()
+            del self._taps[f"?{name}"]
         found: list[Layer] = []
         entering = heads[self._head][0] if self._head else None
         for name, entry in kept.items():
@@ -334,13 +354,11 @@ class Capture:
         if entering is not None:
             pooled, reduction = _pool(entering, len(logits), "")
             if pooled is not None and len(pooled) == len(logits):
-                module = self._names[self._head]
-                self._probe_handles.append(module.register_forward_hook(_Tap(self, f"?{self._head}", module)))
                 found.append(
                     Layer(
                         name=CLASSIFIER_INPUT,
                         index=len(found),
-                        module=type(module).__name__,
+                        module=type(self._names[self._head]).__name__,
                         n_features=pooled.shape[1],
                         reduction=reduction,
                     )

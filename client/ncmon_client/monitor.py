@@ -238,10 +238,18 @@ class Monitor:
 
     def _end_step(self, logits: Tensor, labels: Tensor) -> None:
         # A loss without a forward pass in training mode before it: evaluation, or a second term of the same step.
-        if not self._fresh or not self._model.training or self._closed:
+        if not self._model.training or self._closed:
+            return
+        start = time.perf_counter()
+        # A compiled model rings no bell when it begins; what its taps left says that it went forward.
+        compiled = not self._fresh
+        if compiled:
+            self._capture.arm(self._schedule.look())
+        left = self._capture.pick_up()
+        if compiled and not left:
+            self._capture.armed = False
             return
         self._fresh = False
-        start = time.perf_counter()
         looked = self._capture.armed
         self._steps += 1
         self._open.steps += 1
@@ -324,6 +332,7 @@ class Monitor:
             inputs, labels = _split(item, device)
             self._capture.arm(True)
             output = self._model(**inputs) if isinstance(inputs, dict) else self._model(inputs)
+            self._capture.pick_up()
             self._capture.armed = False
             with torch.autocast(device.type, enabled=False):
                 batch = self._capture.take(_logits(output), labels)

@@ -1,0 +1,193 @@
+"""Class moments against a two-pass computation in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ncmon_client.accumulate import ClassMoments, HeadCounts, NearestCounts, Reference, nearest
+from tests.client.hooking import two_pass
+
+CPU = torch.device("cpu")
+FIELDS = ("class_means", "within_sq", "unit_sums", "norm_sums", "norm_sq_sums", "within_scatter")
+
+
+def clusters(
+    *, n: int = 300, d: int = 7, n_classes: int = 4, offset: float = 0.0, sigma: float = 1.0, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, n_classes, (n,), generator=generator)
+    centres = sigma * 3 * torch.randn(n_classes, d, generator=generator) + offset
+    return centres[labels] + sigma * torch.randn(n, d, generator=generator), labels
+
+
+def moments(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    n_classes: int = 4,
+    exact: bool = False,
+    step: int = 64,
+    reference: Reference | None = None,
+) -> ClassMoments:
+    made = ClassMoments(n_classes, features.shape[1], CPU, exact=exact, reference=reference)
+    for h, y in zip(features.split(step), labels.split(step), strict=True):
+        made.update(h, torch.where((y >= 0) & (y < n_classes), y, n_classes))
+    return made
+
+
+def assert_equal_to_two_pass(made: ClassMoments, features: Tensor, labels: Tensor, rtol: float) -> None:
+    drained, truth = made.drain(), two_pass(features, labels, made.n_classes)
+    np.testing.assert_array_equal(drained.class_counts, truth["class_counts"])
+    for name in FIELDS:
+        expected = truth[name]
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(getattr(drained, name), expected, rtol=rtol, atol=rtol * scale, err_msg=name)
+
+
+@pytest.mark.parametrize(("exact", "rtol"), [(True, 1e-12), (False, 2e-6)])
+def test_moments_are_those_of_two_passes(exact: bool, rtol: float) -> None:
+    features, labels = clusters()
+    assert_equal_to_two_pass(moments(features, labels, exact=exact), features, labels, rtol)
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0, 50.0])
+def test_a_common_offset_does_not_swallow_the_variance(offset: float) -> None:
+    """Raw single-precision sums are off by up to 2,400 times here."""
+    features, labels = clusters(offset=offset, sigma=1e-3, n=2_000)
+    first = moments(features, labels)
+    truth = two_pass(features, labels, 4)["within_sq"].sum()
+    assert abs(first.drain().within_sq.sum() / truth - 1) < 1e-4
+    second = moments(features, labels, reference=first.reference())
+    assert abs(second.drain().within_sq.sum() / truth - 1) < 1e-4
+
+
+def test_a_class_that_the_reference_lacks_is_measured_too() -> None:
+    features, labels = clusters()
+    some = labels != 2
+    reference = moments(features[some], labels[some]).reference()
+    assert reference.known.tolist() == [True, True, False, True]
+    assert_equal_to_two_pass(moments(features, labels, reference=reference), features, labels, 2e-6)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_merging_two_parts_equals_one_pass(exact: bool) -> None:
+    features, labels = clusters(offset=3.0)
+    one, other = moments(features[:100], labels[:100], exact=exact), moments(features[100:], labels[100:], exact=exact)
+    one.merge(other)
+    assert_equal_to_two_pass(one, features, labels, 1e-12 if exact else 5e-6)
+
+
+def test_merging_takes_over_classes_that_only_the_other_part_has() -> None:
+    features, labels = clusters()
+    left = labels < 2
+    one, other = moments(features[left], labels[left], exact=True), moments(features[~left], labels[~left], exact=True)
+    one.merge(other)
+    assert_equal_to_two_pass(one, features, labels, 1e-12)
+
+
+def test_ignored_and_foreign_labels_count_nowhere() -> None:
+    features, labels = clusters(n=60)
+    marked = labels.clone()
+    marked[::5], marked[1::5] = -100, 17
+    kept = (marked >= 0) & (marked < 4)
+    made = moments(features, marked, exact=True)
+    assert_equal_to_two_pass(made, features[kept], marked[kept], 1e-12)
+
+
+def test_absent_single_and_zero_samples() -> None:
+    features = torch.tensor([[1.0, 2.0], [0.0, 0.0], [3.0, 0.0], [0.0, 0.0]])
+    labels = torch.tensor([0, 1, 1, 1])
+    drained = moments(features, labels, exact=True).drain()
+    assert drained.class_counts.tolist() == [1, 3, 0, 0]
+    assert drained.within_sq[0] == 0
+    assert drained.zero_counts.tolist() == [0, 2, 0, 0]
+    assert drained.class_means[2:].tolist() == [[0, 0], [0, 0]]
+    np.testing.assert_allclose(drained.unit_sums[1], [1, 0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_a_sample_that_is_not_finite_is_counted_apart(bad: float) -> None:
+    """1e30 is finite, but the square of its norm is not in single precision."""
+    features, labels = clusters(n=50)
+    features[7, 3] = bad
+    good = torch.arange(50) != 7
+    made = moments(features, labels)
+    assert made.drain().nonfinite_counts.sum() == 1
+    assert made.drain().nonfinite_counts[labels[7]] == 1
+    assert_equal_to_two_pass(made, features[good], labels[good], 2e-6)
+
+
+def test_half_precision_features_are_summed_as_they_are() -> None:
+    features, labels = clusters()
+    rounded = features.bfloat16()
+    assert_equal_to_two_pass(moments(rounded, labels), rounded.float(), labels, 2e-6)
+
+
+def test_the_span_of_the_means_carries_the_whole_of_nc1() -> None:
+    features, labels = clusters(d=9)
+    drained = moments(features, labels, exact=True).drain()
+    found = drained.span()
+    assert found is not None
+    singular, within = found
+    truth = two_pass(features, labels, 4)
+    rows = truth["class_means"] - truth["class_means"].mean(axis=0)
+    between = rows.T @ rows / 4
+    expected = np.trace(truth["within_scatter"] / 300 @ np.linalg.pinv(between, rcond=1e-10)) / 4
+    assert np.sum(within / singular**2) / 300 == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_wide_layer_has_no_scatter_and_no_span() -> None:
+    features, labels = clusters(d=1025, n=20)
+    drained = moments(features, labels).drain()
+    assert drained.within_scatter is None
+    assert drained.span() is None
+
+
+def test_nearest_is_the_nearest_known_mean_also_far_from_the_origin() -> None:
+    features, labels = clusters(offset=1_000.0, sigma=0.1, n=500)
+    reference = moments(features, labels, exact=True).reference()
+    means = reference.means.double()
+    truth = ((features.double()[:, None] - means) ** 2).sum(-1).argmin(1)
+    agree = (nearest(features, Reference(means=means.float(), known=reference.known)) == truth).float().mean()
+    assert agree > 0.995
+    without = Reference(means=means, known=torch.tensor([True, False, True, True]))
+    assert not (nearest(features.double(), without) == 1).any()
+
+
+def test_nearest_counts_are_per_class_and_compared_with_the_classifier() -> None:
+    reference = Reference(means=torch.tensor([[0.0, 0.0], [10.0, 0.0]]), known=torch.tensor([True, True]))
+    counts = NearestCounts(2, CPU)
+    features = torch.tensor([[1.0, 0.0], [9.0, 0.0], [9.0, 1.0], [float("nan"), 0.0]])
+    counts.update(features, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]), reference)
+    assert counts.taken[:2].tolist() == [2, 1]
+    assert counts.hits[:2].tolist() == [1, 1]
+    assert counts.agree[:2].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_losses_are_plain_cross_entropy_per_class(exact: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = 4 * torch.randn(40, 3, generator=generator), torch.randint(0, 3, (40,), generator=generator)
+    counts = HeadCounts(3, CPU)
+    rows = labels.clone()
+    rows[:4] = 3
+    predicted = counts.update(logits, rows, exact=exact)
+    losses = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    for c in range(3):
+        mine = (labels == c) & (rows < 3)
+        assert counts.labels[c] == mine.sum()
+        assert counts.loss[c].item() == pytest.approx(losses[mine].sum().item(), rel=1e-12 if exact else 1e-5)
+        assert counts.correct[c] == (predicted[mine] == c).sum()
+    assert counts.ignored == 4
+
+
+def test_a_loss_that_is_not_finite_is_counted_apart() -> None:
+    logits = torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [float("-inf"), 0.0]])
+    counts = HeadCounts(2, CPU)
+    counts.update(logits, torch.tensor([0, 0, 0]), exact=False)
+    assert counts.labels[0] == 1
+    assert counts.nonfinite[0] == 2
+    assert torch.isfinite(counts.loss[:2]).all()
