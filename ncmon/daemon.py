@@ -1,0 +1,355 @@
+"""The daemon: one thread, one poller, the only clock. Messages in, commits, acknowledgements, news out.
+
+    transport -> reception -> ingest -> collector -> evaluate -> one commit a batch -> ACK -> publish
+
+Rules of this module
+- Store first, acknowledge second, publish third.
+- Nothing that a client sends ends the daemon or holds up another client; whatever goes wrong with one message stays
+  with that message.
+- When the store fails nothing is acknowledged. What was received since the last commit is forgotten, because the
+  clients still hold it, and asked for again after a pause.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import msgspec
+
+import ncmon
+from ncmon import config, ingest, security
+from ncmon.collector import Collector, Ready
+from ncmon.errors import Rejected, StoreError
+from ncmon.evaluate import evaluate
+from ncmon.model import Evaluation, Gap, Rejection, RunEnd, StreamSeq, Window
+from ncmon.reception import CREDIT_BYTES, Complaints, Reception
+from ncmon.store.writer import Stored, Writer
+from ncmon.transport import Transport
+from ncmon_client import wire
+
+BATCH_MESSAGES = 64
+BATCH_S = 0.020
+LULL_S = 0.002
+"""A batch also ends when nothing has come for this long: the library refills its queues in less."""
+IDLE_S = 1.0
+"""Longest wait; also how often waiting streams are reminded, and memory is looked at."""
+PAUSE_MIN_S, PAUSE_MAX_S = 0.25, 2.0
+"""Between attempts to commit. Below the clients' ack timeout, so that they need no new session."""
+MEMORY_LIMIT_BYTES = 1024**3
+"""Growth of resident memory, beyond what connected clients may have in flight, that cannot be honest traffic."""
+REBIND_EVERY_S = 30.0
+
+log = logging.getLogger("ncmon.daemon")
+
+
+class Daemon:
+    """The loop between one transport and one writer. `monotonic` and `wall` are its clocks, in seconds."""
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        transport: Transport,
+        database: Path,
+        collector: Collector | None = None,
+        compute: Callable[[Window], Evaluation] = evaluate,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._writer = writer
+        self._transport = transport
+        self._database = database
+        self._collector = collector if collector is not None else Collector()
+        self._compute = compute
+        self._monotonic = monotonic
+        self._wall = wall
+        self._complaints = Complaints(log, monotonic)
+        self._reception = Reception(ledger=writer, collector=self._collector, log=log, complaints=self._complaints)
+        self._batch: list[Stored] = []
+        self._stored = 0
+        self._started = wall()
+        self._paused_until: float | None = None
+        self._pause_s = PAUSE_MIN_S
+        self._next_care = monotonic() + IDLE_S
+        self._memory_base = resident_bytes()
+        self._rebound_at = monotonic()
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Wait for something to do and do it, up to one batch; nothing is left uncommitted when it returns."""
+        now = self._monotonic()
+        if self._paused_until is not None and now >= self._paused_until:
+            self._paused_until = None
+            self._reception.ask_again()
+            self._send_answers()
+        until = [self._next_care]
+        if self._paused_until is not None:
+            until.append(self._paused_until)
+        elif (deadline := self._collector.next_deadline()) is not None:
+            until.append(deadline)
+        heard = self._transport.wait(max(0.0, min(until) - now), clients=self._paused_until is None)
+        if heard.viewers:
+            self._guard("a viewer's request", self._serve_viewers)
+        if heard.clients:
+            self._receive_batch()
+        if self._paused_until is None:
+            self._store()
+        if self._monotonic() >= self._next_care:
+            self._care()
+        self._send_answers()
+
+    def _receive_batch(self) -> None:
+        end = self._monotonic() + BATCH_S
+        for _ in range(BATCH_MESSAGES):
+            delivery = self._transport.receive()
+            if delivery is None:
+                if not self._transport.wait(LULL_S).clients:
+                    return
+                continue
+            if not self._guard("a message", self._take, delivery.peer, delivery.frames):
+                # It may have been taken halfway; what is not committed is asked for again.
+                self._pause()
+                return
+            if self._monotonic() >= end:
+                return
+
+    def _take(self, peer: bytes, frames: Sequence[bytes]) -> None:
+        self._gather(self._reception.receive(peer, frames, now=self._monotonic(), wall=self._wall()))
+
+    def _guard(self, what: str, act: Callable[..., None], *arguments: Any) -> bool:
+        """Return whether it went well; integers that no field expects, text that no codec takes, a bug: log it."""
+        try:
+            act(*arguments)
+        except Exception as error:
+            self._complaints.say("internal", f"{what} could not be handled: {type(error).__name__}: {error}")
+            log.debug("traceback", exc_info=True)
+            return False
+        return True
+
+    def _send_answers(self) -> None:
+        answers, self._reception.answers = self._reception.answers, []
+        for peer, frames in answers:
+            self._transport.send(peer, frames)
+
+    # -- the store ----------------------------------------------------------------------------------------------------
+
+    def _gather(self, ready: Sequence[Ready]) -> None:
+        for one in ready:
+            item: Evaluation | Gap | RunEnd | Rejection
+            item = self._evaluated(one.item, one.origins[0]) if isinstance(one.item, Window) else one.item
+            self._batch.append(Stored(origins=one.origins, item=item))
+
+    def _evaluated(self, window: Window, origin: StreamSeq) -> Evaluation | Rejection:
+        try:
+            return self._compute(window)
+        except Exception as error:
+            log.debug("traceback", exc_info=True)
+            why = Rejected("evaluate", f"step {window.step} ({window.split}): {type(error).__name__}: {error}")
+            return self._rejection(window.run_id, origin, why)
+
+    def _rejection(self, run_id: str, origin: StreamSeq, why: Rejected) -> Rejection:
+        self._reception.counters.rejected += 1
+        self._complaints.say(why.code, f"run {run_id}: message {origin.seq} is rejected ({why.code}): {why}")
+        return ingest.to_rejection((), stream=origin.stream, seq=origin.seq, run_id=run_id, error=why, now=self._wall())
+
+    def _store(self) -> None:
+        """Commit what is ready, acknowledge it, publish it."""
+        try:
+            self._gather(self._collector.tick(now=self._monotonic()))
+            batch, self._batch = self._batch, []
+            if not batch:
+                return
+            self._write(batch)
+        except Exception as error:
+            if self._pause_s == PAUSE_MIN_S:
+                text = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+                log.error("nothing is acknowledged until the store works again: %s", text)
+            self._pause()
+            return
+        if self._pause_s > PAUSE_MIN_S:
+            self._pause_s = PAUSE_MIN_S
+            log.info("the store works again")
+        self._stored += len(batch)
+        self._reception.stored([origin for record in batch for origin in record.origins])
+        self._send_answers()
+        self._guard("news", self._publish)
+
+    def _pause(self) -> None:
+        """Forget what is not committed; after a while every stream is asked for it again."""
+        self._batch = []
+        self._paused_until = self._monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
+
+    def _publish(self) -> None:
+        self._transport.publish(self._writer.revision)
+
+    def _write(self, batch: Sequence[Stored]) -> None:
+        try:
+            self._writer.commit(batch, now=self._wall())
+            return
+        except StoreError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            self._complaints.say("batch", f"a batch of {len(batch)} has to be committed one by one: {why}")
+        # Something in it cannot be written, by whatever mistake. Its neighbours must not suffer for it.
+        for record in batch:
+            try:
+                self._writer.commit([record], now=self._wall())
+            except StoreError:
+                raise
+            except Exception as error:
+                origin = record.origins[0]
+                refused = Rejected("store", f"{type(error).__name__}: {error}")
+                item = self._rejection(self._reception.run_of(origin.stream), origin, refused)
+                self._writer.commit([Stored(origins=record.origins, item=item)], now=self._wall())
+
+    # -- viewers, and care --------------------------------------------------------------------------------------------
+
+    def _serve_viewers(self) -> None:
+        for envelope, request in self._transport.requests():
+            if request == b"status":
+                self._transport.answer(envelope, msgspec.msgpack.encode(self.status()))
+        if self._transport.new_listeners():
+            self._publish()
+
+    def status(self) -> dict[str, Any]:
+        """Return the answer to a viewer's request `status`."""
+        counters = self._reception.counters
+        return {
+            "version": ncmon.__version__,
+            "protocol": wire.PROTOCOL,
+            "pid": os.getpid(),
+            "database": str(self._database),
+            "endpoint": self._transport.endpoints[0],
+            "started": self._started,
+            "revision": self._writer.revision,
+            "counters": {
+                "accepted": counters.accepted,
+                "stored": self._stored,
+                "rejected": counters.rejected,
+                "duplicates": counters.duplicates,
+                "connected": self._transport.connected,
+            },
+        }
+
+    def _care(self) -> None:
+        now = self._monotonic()
+        self._next_care = now + IDLE_S
+        self._reception.remind()
+        # The parts of a message without an end are counted by no limit of the library (measured: 306 MB from 14).
+        limit = MEMORY_LIMIT_BYTES + 2 * CREDIT_BYTES * self._transport.connected
+        grown = resident_bytes() - self._memory_base
+        if grown > limit and now >= self._rebound_at + REBIND_EVERY_S:
+            log.error("memory grew by %d MB: every client is asked for a new session", grown >> 20)
+            with security.private_files():
+                self._transport.rebind()
+            self._rebound_at = now
+            # What the allocator does not give back is not held against those who come next.
+            self._memory_base = resident_bytes()
+
+
+class StopSignal:
+    """SIGTERM and SIGINT as a flag and a readable file descriptor: a batch is finished before they are obeyed.
+
+    Outside of the main thread, where Python takes no signals, only `set` stops.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+        self._before: dict[signal.Signals, Any] = {}
+        self._fd_before = -1
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            # A wake-up descriptor, because the poller waits in C, where Python's handlers do not run.
+            self._fd_before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._fd_before)
+        self._read.close()
+        self._write.close()
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.stopped = True
+
+    def set(self) -> None:
+        """Stop, as a signal would; from any thread."""
+        self.stopped = True
+        with suppress(OSError):
+            self._write.send(b"\0")
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable."""
+        return self._read.fileno()
+
+
+def run_daemon(
+    database: Path,
+    listen: Sequence[str] = (),
+    *,
+    ready: Callable[[tuple[str, ...]], None] | None = None,
+    stop: StopSignal | None = None,
+) -> int:
+    """Serve `database` at the endpoints `listen` (by default the user's own) until SIGTERM or SIGINT; return 0.
+
+    `ready` is called with the endpoints once clients can connect; a line in the log that begins with `ready` says the
+    same. Raises `ListenError` or `StoreError` where it cannot begin: another daemon serves the database or a socket,
+    an endpoint is not allowed, a directory is open to others, the database is not ours.
+    """
+    if not logging.getLogger().hasHandlers():
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
+    endpoints = tuple(dict.fromkeys(map(config.check_endpoint, listen or (config.default_endpoint(),))))
+    sockets = [path for path in map(config.ipc_path, endpoints) if path is not None]
+    with ExitStack() as stack:
+        for path in sockets:
+            security.prepare_socket_directory(path)
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the directory of {database} cannot be made: {error.strerror}") from None
+        stack.enter_context(security.lock_database(database))
+        for path in sockets:
+            stack.enter_context(security.lock_socket(path))
+        stop = stack.enter_context(stop if stop is not None else StopSignal())
+        writer = stack.enter_context(Writer.open(database))
+        with security.private_files():
+            transport = Transport(endpoints, wake_fd=stop.fileno())
+        stack.enter_context(transport)
+        daemon = Daemon(writer=writer, transport=transport, database=database)
+        log.info("ready endpoint=%s database=%s pid=%d", ",".join(endpoints), database, os.getpid())
+        if ready is not None:
+            ready(endpoints)
+        while not stop.stopped:
+            daemon.turn()
+        log.info("stopped: %s", daemon.status()["counters"])
+    return 0
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process, 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0

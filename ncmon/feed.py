@@ -1,0 +1,357 @@
+"""The feed: history first, then live. What every viewer watches.
+
+    with open_feed(None) as feed:
+        snapshot = feed.read(Selection())
+
+Rules of this module
+- A read ends in one frozen `Snapshot`; viewers compare versions and never touch the store themselves.
+- It blocks (a database, a question to the daemon) and so belongs into a viewer's worker thread; it starts no thread.
+- What a state is called is decided by pure functions of values and of the clock that was handed in.
+
+A target is nothing (this user's daemon on this machine), an endpoint, or a database file. A file, and the database of a
+daemon that does not answer, are shown all the same, and the state says so.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ncmon import config
+from ncmon.errors import NcmonError, NotFound, UsageError
+from ncmon.metrics import by_name
+from ncmon.model import CLASSIFIER_INPUT, LayerKey, Run
+from ncmon.store.queries import Store
+from ncmon.store.results import Columns, RunSummary, WindowReadings
+from ncmon.store.runs import StoredRun
+
+STALE_AFTER_S = 90.0
+ASK_TIMEOUT_S = 0.3
+"""A daemon on this machine answers within milliseconds, unless it is busy with a batch."""
+
+CHARTED = (
+    "nc1_pinv",
+    "nc1_cdnv",
+    "nc1_trace_ratio",
+    "intra_cos_min",
+    "inter_cos_max",
+    "cert_intra_min",
+    "nc2_equinorm",
+    "nc2_maxangle",
+    "nc3_cos_min",
+    "ce_loss",
+    "ce_bound_m",
+    "ce_gap",
+    "accuracy",
+    "ncc_acc",
+    "nc4_agree",
+    "alpha",
+    "beta",
+    "effective_depth",
+)
+"""Metrics and bounds of the selected layer that a snapshot holds in full."""
+
+
+class SourceState(enum.Enum):
+    """What stands behind a snapshot."""
+
+    LIVE = "LIVE"
+    """A daemon answers."""
+    REPLAY = "REPLAY"
+    """A database file, as it is."""
+    DOWN = "DAEMON DOWN"
+    """No daemon answers; its database is shown."""
+
+
+class RunState(enum.Enum):
+    """How a run does, by the clock."""
+
+    LIVE = "LIVE"
+    STALE = "STALE"
+    """It should have been heard of by now."""
+    ENDED = "ENDED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What a viewer looks at."""
+
+    run_id: str | None = None
+    """None: the newest run."""
+    layer: str = CLASSIFIER_INPUT
+    detail: bool = True
+    """Whether the histories of the run are wanted, or only the list of runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Detail:
+    """One run in full, of one layer."""
+
+    run: Run
+    layers: tuple[LayerKey, ...]
+    layer: LayerKey | None
+    """The one shown; None before the first window."""
+    splits: tuple[str, ...]
+    series: Mapping[str, Mapping[str, Columns]]
+    """By split, then by metric."""
+    latest: Mapping[str, WindowReadings]
+    """The last window of every split, the exact one where there are both."""
+    gaps: int
+
+    def certified(self, split: str) -> tuple[int, int] | None:
+        """Return how many classes have a certificate, and how many are present; None before the first window."""
+        window = self.latest.get(split)
+        found = window.layers.get(CLASSIFIER_INPUT) if window is not None else None
+        if found is None or "cert_intra" not in found.class_arrays:
+            return None
+        present = int(np.count_nonzero(found.class_arrays["count"] > 0)) if "count" in found.class_arrays else 0
+        return int(np.count_nonzero(~np.isnan(found.class_arrays["cert_intra"]))), present
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Snapshot:
+    """Everything a viewer shows at one moment."""
+
+    version: int
+    """Grows whenever something other than `taken_at` changed."""
+    taken_at: float
+    """Unix seconds."""
+    source: SourceState
+    database: Path | None
+    host: str
+    error: str
+    """One line on why there is nothing to see; empty otherwise."""
+    runs: tuple[RunSummary, ...] = ()
+    detail: Detail | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
+    """The daemon's own, empty without one."""
+
+    def state(self, summary: RunSummary) -> RunState:
+        """Return how a run of this snapshot does."""
+        return run_state(summary.run, self.taken_at, window_interval(summary))
+
+
+def run_state(run: Run, now: float, interval_s: float = 0.0) -> RunState:
+    """Return how a run does at `now`: stale after 90 s of silence, or three of its usual windows if that is longer."""
+    if run.status == "finished":
+        return RunState.ENDED
+    if run.status == "failed":
+        return RunState.FAILED
+    heard = run.last_seen if run.last_seen is not None else run.started
+    return RunState.STALE if now - heard > max(STALE_AFTER_S, 3 * interval_s) else RunState.LIVE
+
+
+def window_interval(summary: RunSummary) -> float:
+    """Return the mean time between a run's windows, in seconds; 0 before the first."""
+    if summary.time is None or not summary.n_windows:
+        return 0.0
+    return max(summary.time - summary.run.started, 0.0) / summary.n_windows
+
+
+class Feed:
+    """Reads one target. Not for two threads at once."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: str | None,
+        database: Path | None,
+        clock: Callable[[], float] = time.time,
+        ask: Callable[[str], dict[str, Any] | None] | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._database = database
+        self._clock = clock
+        self._ask = ask or _ask
+        self._store: Store | None = None
+        self._opened: Path | None = None
+        self._seen: tuple[Any, ...] = ()
+        self._version = 0
+        self._last: Snapshot | None = None
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database. Closing twice does nothing."""
+        if self._store is not None:
+            self._store.close()
+        self._store, self._opened = None, None
+
+    def read(self, selection: Selection) -> Snapshot:
+        """Return what there is now. Never raises for what a database or a daemon does: the snapshot says it."""
+        status = self._ask(self._endpoint) if self._endpoint is not None else None
+        if status is not None:
+            source, database = SourceState.LIVE, Path(str(status["database"]))
+        else:
+            source = SourceState.REPLAY if self._endpoint is None else SourceState.DOWN
+            database = self._database or config.default_database()
+        counters = {str(k): int(v) for k, v in (status or {}).get("counters", {}).items() if isinstance(v, int)}
+        try:
+            store = self._open(database)
+            # What a daemon counts changes while nothing is stored; it is shown, but it is no reason to read again.
+            seen: tuple[Any, ...] = (source, database, store.revision(), selection)
+            if seen == self._seen and self._last is not None:
+                return self._replaced(source, counters)
+            runs = store.summary()
+            detail = self._detail(store, selection, runs) if selection.detail else None
+            error = ""
+        except NcmonError as problem:
+            self.close()
+            seen, runs, detail, error = (source, database, str(problem), selection), (), None, str(problem)
+            if source is SourceState.DOWN and not database.exists():
+                error = ""
+        if seen != self._seen:
+            self._version += 1
+        self._seen = seen
+        self._last = Snapshot(
+            version=self._version,
+            taken_at=self._clock(),
+            source=source,
+            database=database,
+            host=str((status or {}).get("host", "")),
+            error=error,
+            runs=runs,
+            detail=detail,
+            counters=counters,
+        )
+        return self._last
+
+    def _replaced(self, source: SourceState, counters: Mapping[str, int]) -> Snapshot:
+        assert self._last is not None
+        last = self._last
+        return Snapshot(
+            version=last.version,
+            taken_at=self._clock(),
+            source=source,
+            database=last.database,
+            host=last.host,
+            error=last.error,
+            runs=last.runs,
+            detail=last.detail,
+            counters=counters,
+        )
+
+    def _open(self, database: Path) -> Store:
+        if self._store is None or self._opened != database:
+            self.close()
+            self._store = Store.open(database)
+            self._opened = database
+        return self._store
+
+    def _detail(self, store: Store, selection: Selection, runs: tuple[RunSummary, ...]) -> Detail | None:
+        wanted = selection.run_id or (runs[0].run.run_id if runs else None)
+        if wanted is None:
+            return None
+        try:
+            run = store.run(wanted)
+        except NotFound:
+            return None
+        return read_detail(run, selection.layer)
+
+
+def read_detail(run: StoredRun, layer: str) -> Detail:
+    """Return one run in full, of one layer, or of its last layer where it has none of that name."""
+    layers = run.layers
+    shown = next((key for key in layers if key.name == layer), layers[-1] if layers else None)
+    splits = run.splits
+    latest: dict[str, WindowReadings] = {}
+    for window in run.readings():
+        # Of a split that is measured both ways the later one counts, and the exact one of the same step.
+        before = latest.get(window.split)
+        if before is None or (window.step, window.exact) >= (before.step, before.exact):
+            latest[window.split] = window
+    return Detail(
+        run=run.run,
+        layers=layers,
+        layer=shown,
+        splits=splits,
+        series={split: run.histories(CHARTED, layer=shown.name, split=split) for split in splits} if shown else {},
+        latest=latest,
+        gaps=len(run.gaps()),
+    )
+
+
+def open_feed(target: str | None = None, *, clock: Callable[[], float] = time.time) -> Feed:
+    """Return the feed of a target: None, an endpoint (`ipc://...`), or a database file.
+
+    Raises `UsageError` for a target that is neither an endpoint nor an existing file.
+    """
+    if target is None:
+        return Feed(endpoint=config.default_endpoint(), database=None, clock=clock)
+    if "://" in target:
+        return Feed(endpoint=config.check_endpoint(target), database=None, clock=clock)
+    path = Path(target).expanduser()
+    if not path.is_file():
+        raise UsageError(f"expected an endpoint (ipc://...) or a database file, found no file {target!r}")
+    return Feed(endpoint=None, database=path, clock=clock)
+
+
+def _ask(endpoint: str) -> dict[str, Any] | None:
+    # zmq is half of what starting a viewer costs, and a database file needs none of it.
+    from ncmon.transport import status
+
+    return status(config.view_endpoint(endpoint), timeout_s=ASK_TIMEOUT_S)
+
+
+def target_of(metric: str, n_classes: int) -> float | None:
+    """Return a metric's value at perfect collapse, None where it has none (a bound, a scale)."""
+    try:
+        target = by_name(metric).target
+    except NotFound:
+        return None
+    return None if target is None else target(n_classes)
+
+
+def plain(snapshot: Snapshot, *, limit: int = 20) -> str:
+    """Return a snapshot as text for a pipe: the runs, and the last window of the selected one."""
+    lines = [f"ncmon {snapshot.source.value}  {printable(str(snapshot.database))}"]
+    if snapshot.error:
+        return "\n".join([*lines, snapshot.error, ""])
+    if not snapshot.runs:
+        return "\n".join([*lines, "no run yet: start one with `ncmon demo`, or see `ncmon serve --help`", ""])
+    lines.append(f"{'RUN':<24} {'STATE':<7} {'EPOCH':>6} {'LOSS':>9} {'NC1':>9} {'INTRA':>7} {'INTER':>7} {'NCC':>7}")
+    for summary in snapshot.runs[:limit]:
+        value = summary.values.get
+        lines.append(
+            f"{printable(summary.run.name)[:24]:<24} {snapshot.state(summary).value:<7}"
+            f" {'-' if summary.epoch is None else summary.epoch:>6} {_short(value('ce_loss')):>9}"
+            f" {_short(value('nc1_pinv')):>9} {_short(value('intra_cos_min')):>7} {_short(value('inter_cos_max')):>7}"
+            f" {_short(value('ncc_acc')):>7}"
+        )
+    detail = snapshot.detail
+    if detail is not None and detail.layer is not None:
+        for split, window in detail.latest.items():
+            found = window.layers.get(detail.layer.name)
+            if found is None:
+                continue
+            kind = "exact" if window.exact else "streaming"
+            lines += ["", f"{printable(detail.run.name)}  {detail.layer.name}  {split} ({kind})  step {window.step}"]
+            for name, reading in found.readings.items():
+                shown = _short(reading.value) if reading.value is not None else reading.reason
+                lines.append(f"  {name:<20} {shown}")
+    return "\n".join([*lines, ""])
+
+
+def printable(text: str) -> str:
+    """Return a name from elsewhere without control characters, which could move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _short(value: float | None) -> str:
+    if value is None or not np.isfinite(value):
+        return "-"
+    return f"{value:.4g}"

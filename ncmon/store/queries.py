@@ -1,0 +1,214 @@
+"""Reading the store, beside a live daemon or long after it.
+
+    with Store.open(path) as store:
+        store.run("latest").history("nc1_pinv").value
+
+One read-only connection; no read lasts longer than one statement, so that the daemon's log can always be folded back.
+A `Store` may move between threads and must not be used by two at once.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ncmon.errors import NotFound, StoreError, UsageError
+from ncmon.metrics import resolve
+from ncmon.model import CLASSIFIER_INPUT
+from ncmon.store import schema
+from ncmon.store.connection import Reader, connect_reader, describe
+from ncmon.store.results import Rows, RunSummary, StoredGap, StoredRejection
+from ncmon.store.runs import RUN_COLUMNS, StoredRun, near, run_of
+
+OVERVIEW = ("ce_loss", "nc1_pinv", "intra_cos_min", "inter_cos_max", "ncc_acc", "accuracy")
+"""What a line about a run shows when nothing else is asked for."""
+TREND_POINTS = 32
+
+MAX_VALUE_BYTES = 64 * 1024 * 1024
+"""Of one value that a user's SQL may make; SQLite's own limit of a gigabyte would exhaust a small machine."""
+
+_PRAGMAS = frozenset({"table_info", "table_xinfo", "table_list", "index_list", "index_info", "user_version"})
+
+
+class Store:
+    """A database, open for reading."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._reader = Reader(path, connection)
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Open a database; raises `StoreError` when it is missing, foreign, newer than this ncmon or damaged."""
+        return cls(path, connect_reader(path))
+
+    def close(self) -> None:
+        """Close the database. Closing twice does nothing."""
+        self._reader.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def revision(self) -> int:
+        """Return a number that every change of the store increments."""
+        return int(self._reader.execute("SELECT revision FROM meta")[0][0])
+
+    def runs(self, limit: int | None = None) -> tuple[StoredRun, ...]:
+        """Return the runs, newest first."""
+        rows = self._reader.execute(
+            f"SELECT {RUN_COLUMNS} FROM run ORDER BY started DESC, run_key DESC LIMIT ?",  # noqa: S608 fixed columns
+            (-1 if limit is None else limit,),
+        )
+        return tuple(StoredRun(self._reader, row[0], run_of(row)) for row in rows)
+
+    def run(self, ref: str) -> StoredRun:
+        """Return a run by its id, its name (the newest of that name), a unique prefix of its id, or `latest`.
+
+        Raises `NotFound` with near names, or with the runs that an ambiguous prefix could mean.
+        """
+        names = self._reader.execute("SELECT run_key, run_id, name FROM run ORDER BY started DESC, run_key DESC")
+        if not names:
+            raise NotFound(f"{self.path} holds no run yet")
+        for column in (1, 2):
+            for row in names:
+                if row[column] == ref:
+                    return self._stored(row[0])
+        if ref == "latest":
+            return self._stored(names[0][0])
+        begun = [row for row in names if ref and row[1].startswith(ref)]
+        if len(begun) == 1:
+            return self._stored(begun[0][0])
+        if begun:
+            some = ", ".join(row[1] for row in begun[:4]) + (", ..." if len(begun) > 4 else "")
+            raise NotFound(f"{len(begun)} runs have an id that begins with {ref!r}: {some}")
+        known = dict.fromkeys(text for row in names for text in (row[2], row[1]))
+        raise NotFound(f"no run is named {ref!r}{near(ref, known) or '; `ncmon runs` lists all'}")
+
+    def summary(
+        self, metrics: Sequence[str] = OVERVIEW, *, trend: str = "nc1_pinv", limit: int | None = None
+    ) -> tuple[RunSummary, ...]:
+        """Return one line a run, newest first: its last window and the trend of one metric, in two reads."""
+        stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        names = {asked: resolve(asked) for asked in (*metrics, trend)}
+        unknown = [asked for asked, name in names.items() if name not in stored]
+        selected = ", ".join("NULL" if asked in unknown else f'd."{name}"' for asked, name in names.items())
+        newest = "SELECT run_key FROM run ORDER BY started DESC, run_key DESC LIMIT :limit"
+        options = {"limit": -1 if limit is None else limit, "layer": CLASSIFIER_INPUT, "points": TREND_POINTS}
+        # The last windows are found by index, run by run: a store of years costs no more than one of a day.
+        windows = f"""WITH chosen AS (
+  SELECT n.run_key, coalesce((SELECT 'train' FROM window WHERE run_key = n.run_key AND split = 'train' LIMIT 1),
+    (SELECT split FROM window WHERE run_key = n.run_key ORDER BY window_key DESC LIMIT 1)) AS split FROM ({newest}) n)
+SELECT c.run_key, c.split, w.epoch, w.step, w.time, w.exact, {selected}
+FROM chosen c JOIN window w ON w.window_key IN (SELECT x.window_key FROM window x WHERE x.run_key = c.run_key
+    AND x.split = c.split ORDER BY x.step DESC, x.exact DESC LIMIT :points)
+  LEFT JOIN layer l ON l.run_key = c.run_key AND l.name = :layer
+  LEFT JOIN reading d ON d.layer_key = l.layer_key AND d.window_key = w.window_key
+ORDER BY c.run_key, w.step, w.exact"""  # noqa: S608 names are columns
+        heads = f"""SELECT {RUN_COLUMNS}, (SELECT count(*) FROM window w WHERE w.run_key = run.run_key),
+  (SELECT count(*) FROM layer l WHERE l.run_key = run.run_key)
+FROM run WHERE run_key IN ({newest}) ORDER BY started DESC, run_key DESC"""  # noqa: S608 fixed columns
+        with self._reader.snapshot():
+            points: dict[int, list[tuple[Any, ...]]] = {}
+            for row in self._reader.execute(windows, options):
+                points.setdefault(row[0], []).append(row[1:])
+            rows = self._reader.execute(heads, options)
+        return tuple(_summary(row, points.get(row[0], []), list(names), metrics, trend) for row in rows)
+
+    def gaps(self, run: StoredRun | str) -> tuple[StoredGap, ...]:
+        """Return the windows of a run that were announced and never came."""
+        return (self.run(run) if isinstance(run, str) else run).gaps()
+
+    def rejected(self, limit: int = 100) -> tuple[StoredRejection, ...]:
+        """Return messages that could not become windows, newest first."""
+        rows = self._reader.execute(
+            "SELECT stream, seq, run_id, code, reason, head, time FROM rejected ORDER BY rejected_key DESC LIMIT ?",
+            (limit,),
+        )
+        return tuple(
+            StoredRejection(stream=stream, seq=seq, run_id=run_id, code=code, reason=reason, head=head, time=at)
+            for stream, seq, run_id, code, reason, head, at in rows
+        )
+
+    def sql(self, text: str, *, max_rows: int = 1000, timeout_s: float = 10.0) -> Rows:
+        """Run one SELECT of a user's.
+
+        It can read this database and nothing else: no other file, no pragma that changes something, no extension.
+        Raises `UsageError` for what is not one readable statement and `StoreError` when it takes longer than it may.
+        """
+        deadline = time.monotonic() + timeout_s
+        # A connection of its own: limits and the authoriser must not outlive the statement.
+        with closing(connect_reader(self.path)) as connection:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+            connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+            connection.set_authorizer(_authorise)
+            connection.set_progress_handler(lambda: int(time.monotonic() > deadline), 10_000)
+            try:
+                cursor = connection.execute(text)
+                if cursor.description is None:
+                    raise UsageError("expected one SELECT statement")
+                rows = cursor.fetchmany(max_rows + 1)
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+                    raise StoreError(f"the query took longer than {timeout_s:g} s (--timeout)") from error
+                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_AUTH:
+                    raise UsageError(
+                        f"read-only: {error}; SELECT reads the views runs, history, class_history"
+                    ) from error
+                raise UsageError(f"SQL: {describe(error)}") from error
+            except (sqlite3.Warning, ValueError) as error:
+                raise UsageError(f"SQL: {error}") from error
+            return Rows(
+                columns=tuple(column[0] for column in cursor.description),
+                rows=tuple(rows[:max_rows]),
+                truncated=len(rows) > max_rows,
+            )
+
+    def _stored(self, run_key: int) -> StoredRun:
+        (row,) = self._reader.execute(
+            f"SELECT {RUN_COLUMNS} FROM run WHERE run_key = ?",  # noqa: S608 fixed columns
+            (run_key,),
+        )
+        return StoredRun(self._reader, run_key, run_of(row))
+
+
+def _summary(
+    row: tuple[Any, ...], points: Sequence[tuple[Any, ...]], names: list[str], metrics: Sequence[str], trend: str
+) -> RunSummary:
+    """Return one line from a row of the run and its last windows: split, epoch, step, time, exact, then `names`."""
+    split, epoch, step, at, exact = points[-1][:5] if points else ("", None, None, None, 0)
+    last = np.array(points[-1][5:] if points else [None] * len(names), dtype=np.float64)
+    line = np.array([point[5 + names.index(trend)] for point in points], dtype=np.float64)
+    return RunSummary(
+        run=run_of(row),
+        n_windows=row[-2],
+        n_layers=row[-1],
+        split=split,
+        epoch=epoch,
+        step=step,
+        time=at,
+        exact=bool(exact),
+        values={name: float(last[names.index(name)]) for name in metrics},
+        trend=line[~np.isnan(line)],
+    )
+
+
+def _authorise(action: int, first: str | None, second: str | None, database: str | None, source: str | None) -> int:
+    if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE):
+        return sqlite3.SQLITE_OK
+    if action == sqlite3.SQLITE_FUNCTION and second != "load_extension":
+        return sqlite3.SQLITE_OK
+    if action == sqlite3.SQLITE_PRAGMA and first in _PRAGMAS:
+        return sqlite3.SQLITE_OK
+    return sqlite3.SQLITE_DENY

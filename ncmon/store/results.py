@@ -1,0 +1,129 @@
+"""What reading the store returns: frozen values, numpy columns, no connection inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncmon.model import FloatArray, Gap, IntArray, LayerReadings, Run
+
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Columns:
+    """One metric of one layer over the windows of one split, ascending in step: five columns (n,) and the reasons."""
+
+    step: IntArray
+    epoch: IntArray
+    """-1 where the loop named none."""
+    time: FloatArray
+    """Unix seconds, by the trainer's clock."""
+    value: FloatArray
+    """NaN where there is a reason, or where the window does not have this layer."""
+    exact: BoolArray
+    """Whether the window was measured at frozen weights."""
+    reason: tuple[str, ...]
+    """Empty where there is a value."""
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClassColumns:
+    """One class array of one layer over windows, ascending in step."""
+
+    step: IntArray
+    epoch: IntArray
+    time: FloatArray
+    exact: BoolArray
+    values: FloatArray
+    """(n, C) NaN where a class has no value."""
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowReadings:
+    """Everything of one window: where it stands in the run, and all layers' readings."""
+
+    split: str
+    epoch: int
+    step: int
+    time: float
+    duration_s: float
+    steps: int
+    sampled_steps: int
+    exact: bool
+    ncc_source: str
+    ranks: tuple[int, ...]
+    world_size: int
+    overhead: float | None
+    """Fraction of the training time that watching cost, None when it was not measured."""
+    ignored_labels: int
+    skipped_batches: Mapping[str, int]
+    layers: Mapping[str, LayerReadings]
+    """By layer name, in the order of the forward pass. Class arrays are those of the classifier's input; pair arrays
+    are read with `StoredRun.matrix`.
+    """
+
+    @property
+    def partial(self) -> bool:
+        """Whether the parts of some ranks are missing."""
+        return len(self.ranks) < self.world_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunSummary:
+    """One line of an overview. Values are those of the classifier's input, of split `train` where there is one."""
+
+    run: Run
+    n_windows: int
+    n_layers: int
+    split: str
+    """Empty when there is no window yet; so are epoch, step and time None."""
+    epoch: int | None
+    step: int | None
+    time: float | None
+    exact: bool
+    values: Mapping[str, float]
+    """The latest value of each metric that was asked for; NaN where the last window has none."""
+    trend: FloatArray
+    """The trend metric of the last windows, ascending in step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredGap:
+    """A window that never came, and when the daemon learned of it."""
+
+    gap: Gap
+    received: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRejection:
+    """A message that can never become a window."""
+
+    stream: bytes
+    seq: int
+    run_id: str
+    code: str
+    reason: str
+    head: bytes
+    """At most its first 4 KB."""
+    time: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What a SELECT returned."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[object, ...], ...]
+    truncated: bool
+    """Whether there were more rows than asked for."""

@@ -1,0 +1,365 @@
+"""One stored run: histories, windows, class and pair arrays, as numpy columns.
+
+Every method is one short read; what it returns no longer needs the database. Absent is not wrong: a run without
+windows has empty histories. What cannot be (an unknown metric, a layer that the run does not have) is `NotFound`, with
+near names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ncmon.bounds import BOUNDS
+from ncmon.errors import NotFound
+from ncmon.metrics import METRICS, resolve
+from ncmon.metrics.spec import Bound, Metric
+from ncmon.model import CLASSIFIER_INPUT, FloatArray, Gap, LayerKey, LayerReadings, Reading, Run
+from ncmon.store import arrays, schema
+from ncmon.store.connection import Reader
+from ncmon.store.results import ClassColumns, Columns, StoredGap, WindowReadings
+
+NOT_STORED = "not stored: the ncmon that wrote this database did not have it"
+
+_REGISTRY: Mapping[str, Metric | Bound] = {**{m.name: m for m in METRICS}, **{b.name: b for b in BOUNDS}}
+_ALIASES = {alias: metric.name for metric in METRICS for alias in metric.aliases}
+
+RUN_COLUMNS = (
+    "run_key, run_id, name, status, started, ended, host, pid, world_size, n_classes, class_names, config, tags,"
+    " client, last_seen"
+)
+
+
+class StoredRun:
+    """One run, as it was when it was looked up; its windows are read as they are now."""
+
+    def __init__(self, reader: Reader, run_key: int, run: Run) -> None:
+        self._reader = reader
+        self._key = run_key
+        self.run = run
+
+    def __repr__(self) -> str:
+        return f"<StoredRun {self.run.run_id} ({self.run.name})>"
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.run.run_id
+
+    @property
+    def name(self) -> str:
+        """The run's name, which several runs may share."""
+        return self.run.name
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What the trainer said of itself."""
+        return self.run.config
+
+    @property
+    def layers(self) -> tuple[LayerKey, ...]:
+        """The layers seen so far, in the order of the forward pass."""
+        rows = self._reader.execute(
+            "SELECT name, idx FROM layer WHERE run_key = ? ORDER BY idx, layer_key", (self._key,)
+        )
+        return tuple(LayerKey(name=name, index=index) for name, index in rows)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits seen so far: `train` first, then by name."""
+        rows = self._reader.execute("SELECT DISTINCT split FROM window WHERE run_key = ?", (self._key,))
+        return tuple(sorted((split for (split,) in rows), key=lambda split: (split != "train", split)))
+
+    def windows(self, split: str | None = None) -> int:
+        """Return how many windows are stored, of one split or of all."""
+        rows = self._reader.execute(
+            "SELECT count(*) FROM window WHERE run_key = ? AND (? IS NULL OR split = ?)", (self._key, split, split)
+        )
+        return int(rows[0][0])
+
+    def gaps(self) -> tuple[StoredGap, ...]:
+        """Return the windows that were announced and never came, in the order of the daemon learning of them."""
+        rows = self._reader.execute(
+            "SELECT split, epoch, step, time, reason, received FROM gap WHERE run_id = ? ORDER BY gap_key",
+            (self.run.run_id,),
+        )
+        return tuple(
+            StoredGap(
+                gap=Gap(run_id=self.run.run_id, split=split, epoch=epoch, step=step, time=time, reason=reason),
+                received=received,
+            )
+            for split, epoch, step, time, reason, received in rows
+        )
+
+    def history(
+        self, metric: str, *, layer: str = CLASSIFIER_INPUT, split: str = "train", since_step: int = -1
+    ) -> Columns:
+        """Return one metric or bound over the windows after `since_step`, ascending in step.
+
+        Windows that have neither a value nor a reason (a metric that does not apply to the layer) are left out.
+        """
+        return self.histories([metric], layer=layer, split=split, since_step=since_step)[metric]
+
+    def histories(
+        self, metrics: Sequence[str], *, layer: str = CLASSIFIER_INPUT, split: str = "train", since_step: int = -1
+    ) -> Mapping[str, Columns]:
+        """Return several metrics in one read, by the names that were asked for; see `history`."""
+        stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        names = {asked: self._entry(asked, stored, ("layer", "classifier", "window")) for asked in metrics}
+        layer_key = self._layer_key(layer)
+        selected = "".join(f', d."{name}"' if name in stored else ", NULL" for name in names.values())
+        with self._reader.snapshot():
+            rows = self._reader.execute(
+                f"""SELECT w.window_key, w.step, w.epoch, w.time, w.exact{selected}
+FROM reading d JOIN window w ON w.window_key = d.window_key
+WHERE d.layer_key = ? AND w.split = ? AND w.step > ? ORDER BY w.step, w.exact""",  # noqa: S608 names are columns
+                (layer_key, split, since_step),
+            )
+            reasons = {
+                (window_key, name): text
+                for window_key, name, text in self._reader.execute(
+                    f"""SELECT d.window_key, d.name, d.text FROM reason d JOIN window w ON w.window_key = d.window_key
+WHERE d.layer_key = ? AND w.split = ? AND w.step > ? AND d.name IN ({", ".join("?" * len(names))})""",  # noqa: S608
+                    (layer_key, split, since_step, *names.values()),
+                )
+            }
+        columns = list(zip(*rows, strict=True)) or [()] * (5 + len(names))
+        found = {}
+        for place, (asked, name) in enumerate(names.items()):
+            value = np.array(columns[5 + place], dtype=np.float64)  # None becomes NaN.
+            if name in stored:
+                reason = [reasons.get((window_key, name), "") for window_key in columns[0]]
+            else:
+                reason = [NOT_STORED] * len(value)
+            kept = ~np.isnan(value) | np.array([bool(text) for text in reason], dtype=bool)
+            found[asked] = Columns(
+                step=np.array(columns[1], dtype=np.int64)[kept],
+                epoch=np.array(columns[2], dtype=np.int64)[kept],
+                time=np.array(columns[3], dtype=np.float64)[kept],
+                value=value[kept],
+                exact=np.array(columns[4], dtype=bool)[kept],
+                reason=tuple(text for text, stays in zip(reason, kept, strict=True) if stays),
+            )
+        return found
+
+    def readings(
+        self, *, epoch: int | None = None, step: int | None = None, split: str | None = None, layer: str | None = None
+    ) -> tuple[WindowReadings, ...]:
+        """Return the last window of every split and kind (exact or streaming), of one epoch or step where named.
+
+        `train` comes first. Empty when there is no such window.
+        """
+        if layer is not None:
+            self._layer_key(layer)
+        with self._reader.snapshot():
+            return tuple(self._window(row, layer) for row in self._last_windows(epoch, step, split))
+
+    def classes(
+        self, name: str, *, layer: str = CLASSIFIER_INPUT, split: str = "train", step: int | None = None
+    ) -> ClassColumns:
+        """Return one class array over windows (n, C), or of the window at one step.
+
+        Of layers other than the classifier's input the store keeps the last windows and some epochs' only.
+        """
+        stored = schema.columns_of(self._reader, "class_reading", schema.CLASS_FIXED)
+        name = self._entry(name, stored, ("class",))
+        layer_key = self._layer_key(layer)
+        where = "w.run_key = :run AND w.split = :split AND (:step IS NULL OR w.step = :step)"
+        key = {"run": self._key, "split": split, "step": step, "layer": layer_key, "name": name}
+        windows: list[tuple[Any, ...]]
+        if layer == CLASSIFIER_INPUT:
+            selected = f'd."{name}"' if name in stored else "NULL"
+            rows = self._reader.execute(
+                f"""SELECT w.window_key, w.step, w.epoch, w.time, w.exact, w.n_classes, d.class, {selected}
+FROM window w LEFT JOIN class_reading d ON d.window_key = w.window_key
+WHERE {where} ORDER BY w.step, w.exact""",  # noqa: S608 the name is a column
+                key,
+            )
+            windows = list({row[0]: row[1:6] for row in rows}.values())
+            place = {window_key: number for number, window_key in enumerate(dict.fromkeys(row[0] for row in rows))}
+            width = max((row[5] for row in rows), default=self.run.n_classes)
+            values = np.full((len(windows), width), np.nan)
+            for row in rows:
+                if row[6] is not None and row[7] is not None:
+                    values[place[row[0]], row[6]] = row[7]
+        else:
+            rows = self._reader.execute(
+                f"""SELECT w.step, w.epoch, w.time, w.exact, w.n_classes, a.value
+FROM window w JOIN array a ON a.window_key = w.window_key
+WHERE {where} AND a.layer_key = :layer AND a.name = :name ORDER BY w.step, w.exact""",  # noqa: S608 fixed text
+                key,
+            )
+            windows = [row[:5] for row in rows]
+            found = [arrays.unpack(row[5]) for row in rows]
+            width = max((array.size for array in found), default=self.run.n_classes)
+            values = np.full((len(found), width), np.nan)
+            for number, array in enumerate(found):
+                values[number, : array.size] = array
+        return ClassColumns(
+            step=np.array([row[0] for row in windows], dtype=np.int64),
+            epoch=np.array([row[1] for row in windows], dtype=np.int64),
+            time=np.array([row[2] for row in windows], dtype=np.float64),
+            exact=np.array([row[3] for row in windows], dtype=bool),
+            values=values,
+        )
+
+    def matrix(
+        self, name: str, *, layer: str = CLASSIFIER_INPUT, split: str = "train", step: int | None = None
+    ) -> FloatArray:
+        """Return one pair array (C, C) of the last window that has it, or of the window at one step.
+
+        Raises `NotFound` where none is kept: the store keeps the last windows' and some epochs'.
+        """
+        name = self._entry(name, (), ("pair",))
+        rows = self._reader.execute(
+            """SELECT a.value FROM window w CROSS JOIN array a ON a.window_key = w.window_key
+WHERE w.run_key = ? AND w.split = ? AND (? IS NULL OR w.step = ?) AND a.layer_key = ? AND a.name = ?
+ORDER BY w.step DESC, w.exact DESC LIMIT 1""",
+            (self._key, split, step, step, self._layer_key(layer), name),
+        )
+        if not rows:
+            at = "" if step is None else f" at step {step}"
+            raise NotFound(
+                f"run {self.name} keeps no {name} of layer {layer!r}, split {split!r}{at}:"
+                " matrices stay for the last ten windows and the end of every tenth epoch"
+            )
+        return arrays.unpack(rows[0][0])
+
+    def _last_windows(self, epoch: int | None, step: int | None, split: str | None) -> list[dict[str, Any]]:
+        return self._reader.named(
+            """SELECT window_key, split, exact, epoch, max(step) AS step, time, duration_s, steps, sampled_steps,
+  ncc_source, ranks, world_size, n_classes, overhead, ignored_labels, skipped
+FROM window WHERE run_key = :run AND (:epoch IS NULL OR epoch = :epoch) AND (:step IS NULL OR step = :step)
+  AND (:split IS NULL OR split = :split) GROUP BY split, exact ORDER BY split <> 'train', split, exact""",
+            {"run": self._key, "epoch": epoch, "step": step, "split": split},
+        )
+
+    def _window(self, row: Mapping[str, Any], layer: str | None) -> WindowReadings:
+        rows = self._reader.named(
+            """SELECT l.name AS layer_name, l.idx, l.module, l.reduction, l.note, l.n_features, d.*
+FROM reading d JOIN layer l ON l.layer_key = d.layer_key
+WHERE d.window_key = ? AND (? IS NULL OR l.name = ?) ORDER BY l.idx, l.layer_key""",
+            (row["window_key"], layer, layer),
+        )
+        columns = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        reasons: dict[int, dict[str, str]] = {}
+        for layer_key, name, text in self._reader.execute(
+            "SELECT layer_key, name, text FROM reason WHERE window_key = ?", (row["window_key"],)
+        ):
+            reasons.setdefault(layer_key, {})[name] = text
+        layers = {}
+        for found in rows:
+            at_classifier = found["layer_name"] == CLASSIFIER_INPUT
+            layers[found["layer_name"]] = LayerReadings(
+                key=LayerKey(name=found["layer_name"], index=found["idx"]),
+                module=found["module"],
+                reduction=found["reduction"],
+                note=found["note"],
+                n_features=found["n_features"],
+                readings=_readings(found, columns, reasons.get(found["layer_key"], {})),
+                class_arrays=self._class_arrays(row["window_key"], row["n_classes"]) if at_classifier else {},
+                pair_arrays={},
+                quality={name: found[name] for name in schema.QUALITY if found[name] is not None},
+            )
+        return WindowReadings(
+            split=row["split"],
+            epoch=row["epoch"],
+            step=row["step"],
+            time=row["time"],
+            duration_s=row["duration_s"],
+            steps=row["steps"],
+            sampled_steps=row["sampled_steps"],
+            exact=bool(row["exact"]),
+            ncc_source=row["ncc_source"],
+            ranks=tuple(json.loads(row["ranks"])),
+            world_size=row["world_size"],
+            overhead=row["overhead"],
+            ignored_labels=row["ignored_labels"],
+            skipped_batches=json.loads(row["skipped"]) if row["skipped"] else {},
+            layers=layers,
+        )
+
+    def _class_arrays(self, window_key: int, n_classes: int) -> dict[str, FloatArray]:
+        names = schema.columns_of(self._reader, "class_reading", schema.CLASS_FIXED)
+        selected = "".join(f', "{name}"' for name in names)
+        rows = self._reader.execute(
+            f"SELECT class{selected} FROM class_reading WHERE window_key = ?",  # noqa: S608 names are columns
+            (window_key,),
+        )
+        table = np.full((n_classes, len(names)), np.nan)
+        for row in rows:
+            table[row[0]] = row[1:]
+        return {name: table[:, place].copy() for place, name in enumerate(names)}
+
+    def _layer_key(self, layer: str) -> int:
+        rows = self._reader.execute("SELECT name, layer_key FROM layer WHERE run_key = ?", (self._key,))
+        keys = dict(rows)
+        if layer in keys:
+            return int(keys[layer])
+        if not keys:
+            return -1  # Nothing has come yet: every history is empty.
+        raise NotFound(f"run {self.name} has no layer {layer!r}{near(layer, keys)}")
+
+    def _entry(self, asked: str, stored: Sequence[str], scopes: Sequence[str]) -> str:
+        """Return the name in the store of what was asked for, which has to be of one of the scopes."""
+        name = resolve(asked)
+        entry = _REGISTRY.get(name)
+        if entry is None:
+            if name in stored:
+                return name  # Written by another version of ncmon: still a column with numbers in it.
+            known = [entry.name for entry in _REGISTRY.values() if entry.scope in scopes]
+            raise NotFound(f"no metric is named {asked!r}{near(asked, [*known, *_ALIASES])}")
+        if entry.scope not in scopes:
+            shape = {"class": "one number a class", "pair": "one number a pair of classes"}.get(
+                entry.scope, "one number a window"
+            )
+            raise NotFound(f"{name} has {shape}: read it with {_METHOD.get(entry.scope, 'history')}")
+        return name
+
+
+_METHOD = {"class": "classes", "pair": "matrix"}
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return `, did you mean a or b?`, or what there is when there is little, or nothing."""
+    candidates = list(known)
+    close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
+    if close:
+        return f", did you mean {' or '.join(close)}?"
+    return f"; there is {', '.join(candidates)}" if 0 < len(candidates) <= 6 else ""
+
+
+def run_of(row: Sequence[Any]) -> Run:
+    """Return the run of a row of `RUN_COLUMNS`."""
+    return Run(
+        run_id=row[1],
+        name=row[2],
+        status=row[3],
+        started=row[4],
+        ended=row[5],
+        host=row[6],
+        pid=row[7],
+        world_size=row[8],
+        n_classes=row[9],
+        class_names=tuple(json.loads(row[10])),
+        config=json.loads(row[11]),
+        tags=tuple(json.loads(row[12])),
+        client=row[13],
+        last_seen=row[14],
+    )
+
+
+def _readings(row: Mapping[str, Any], columns: Sequence[str], reasons: Mapping[str, str]) -> dict[str, Reading]:
+    attained = json.loads(row["attained"]) if row["attained"] else {}
+    found = {}
+    for name in columns:
+        value = row[name]
+        if value is not None:
+            found[name] = Reading(value=value, attained_at=tuple(attained.get(name, ())))
+        elif name in reasons:
+            found[name] = Reading(value=None, reason=reasons[name])
+    return found

@@ -1,0 +1,178 @@
+"""Tables, views and migrations of the store.
+
+    run            one row a run                       layer          one a layer of a run
+    window         one a window of a run and split     stream         one a sending process: what it may send next
+    reading        one a (layer, window), wide: a REAL column for every metric and bound of the registry
+    reason         why a reading has no value          class_label    names of classes
+    class_reading  one a (window, class) of the classifier's input, wide likewise
+    array          class and pair arrays as BLOBs      origin         every message that is in the store, once
+    gap, rejected  what is missing, and why            definition     what each column means, by version
+    meta           the revision that viewers compare   migration      what was done to this file
+
+Fixed tables change by migrations: small named functions, applied in the transaction that records them. Columns of
+metrics are no migration: whatever the registry has and the file has not is added whenever the file is opened for
+writing, and a column is never dropped. The views `runs`, `history` and `class_history` are what outside tools may
+rely on; they are made anew from the columns.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ncmon.metrics.spec import Bound, Metric
+from ncmon.model import CLASSIFIER_INPUT
+
+APPLICATION_ID = 0x4E434D4E
+"""`NCMN` in the file's header: what tells a store from any other SQLite database."""
+
+QUALITY = ("samples", "classes_present", "rank_used", "resolution_floor", "zero_norm", "nonfinite")
+"""Columns of `reading` that say how far its numbers can be trusted."""
+
+READING_FIXED = ("layer_key", "window_key", *QUALITY, "attained")
+CLASS_FIXED = ("window_key", "class")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migration:
+    """One step from a schema to the next."""
+
+    name: str
+    apply: Callable[[sqlite3.Connection], None]
+    rewrites: bool = False
+    """Whether it changes rows that are there already: then the file is copied first."""
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Make the first schema in an empty file."""
+    for statement in _FIRST:
+        connection.execute(statement)
+
+
+MIGRATIONS: tuple[Migration, ...] = (Migration(name="create_tables", apply=create_tables),)
+"""In order; the schema's number is how many have been applied."""
+
+SCHEMA = len(MIGRATIONS)
+
+
+def reading_entries(registry: Iterable[Metric | Bound]) -> list[Metric | Bound]:
+    """Return the entries that have a column in `reading`."""
+    return [entry for entry in registry if entry.scope in ("layer", "classifier", "window")]
+
+
+def class_entries(registry: Iterable[Metric | Bound]) -> list[Metric | Bound]:
+    """Return the entries that have a column in `class_reading`."""
+    return [entry for entry in registry if entry.scope == "class"]
+
+
+class Executes(Protocol):
+    """What answers a statement with its rows: a connection of sqlite3, or a reader."""
+
+    def execute(self, sql: str, parameters: Any = ..., /) -> Iterable[Any]:
+        """Return the rows."""
+
+
+def columns_of(connection: Executes, table: str, fixed: Sequence[str]) -> tuple[str, ...]:
+    """Return the metric columns of a wide table, in the order in which they came."""
+    rows = connection.execute("SELECT name FROM pragma_table_info(?)", (table,))
+    return tuple(name for (name,) in rows if name not in fixed)
+
+
+def history_view(columns: Sequence[str], at_classifier: Iterable[str] = ()) -> str:
+    """Return the SELECT of `history`: one branch a column, and one of the reasons why there is no value.
+
+    SQLite moves the conditions of a query into each branch, where a condition on `metric` compares two constants: the
+    branches of all other metrics end before they read a row. No JSON functions: SQLite does not count them as safe in
+    a view, and a careful tool (trusted_schema off) could not read it.
+    """
+    only = frozenset(at_classifier)
+    branches = [
+        _branch(
+            f"'{name}'",
+            f'd."{name}"',
+            "NULL",
+            table="reading",
+            where=f'd."{name}" IS NOT NULL' + (f" AND l.name = '{CLASSIFIER_INPUT}'" if name in only else ""),
+        )
+        for name in columns
+    ]
+    return "\nUNION ALL\n".join([*branches, _branch("d.name", "NULL", "d.text", table="reason", where="1")])
+
+
+def class_history_view(columns: Sequence[str]) -> str:
+    """Return the SELECT of `class_history`: as `history`, of the classifier's input, with the class and its name."""
+    branches = [
+        f"""SELECT r.run_id, r.name AS run_name, l.name AS layer, l.idx AS layer_index, w.split, w.exact, w.epoch,
+  w.step, w.time, '{name}' AS metric, d."{name}" AS value, NULL AS reason, d.class,
+  coalesce(c.name, CAST(d.class AS TEXT)) AS class_name
+FROM run r JOIN layer l ON l.run_key = r.run_key AND l.name = '{CLASSIFIER_INPUT}'
+  JOIN window w ON w.run_key = r.run_key JOIN class_reading d ON d.window_key = w.window_key
+  LEFT JOIN class_label c ON c.run_key = r.run_key AND c.class = d.class
+WHERE d."{name}" IS NOT NULL"""  # noqa: S608 names are checked
+        for name in columns
+    ]
+    return "\nUNION ALL\n".join(branches)
+
+
+def _branch(metric: str, value: str, reason: str, *, table: str, where: str) -> str:
+    return f"""SELECT r.run_id, r.name AS run_name, l.name AS layer, l.idx AS layer_index, w.split, w.exact, w.epoch,
+  w.step, w.time, {metric} AS metric, {value} AS value, {reason} AS reason
+FROM run r JOIN layer l ON l.run_key = r.run_key JOIN {table} d ON d.layer_key = l.layer_key
+  JOIN window w ON w.window_key = d.window_key
+WHERE {where}"""  # noqa: S608 names are checked
+
+
+RUNS_VIEW = "SELECT run_id, name, status, started, ended, host, world_size, n_classes, config FROM run"
+
+_FIRST = (
+    """CREATE TABLE migration (number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied REAL NOT NULL,
+  ncmon TEXT NOT NULL) STRICT""",
+    "CREATE TABLE meta (id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL) STRICT",
+    "INSERT INTO meta (id, revision) VALUES (1, 0)",
+    """CREATE TABLE definition (name TEXT NOT NULL, version INTEGER NOT NULL, kind TEXT NOT NULL, scope TEXT NOT NULL,
+  definition TEXT NOT NULL, source TEXT NOT NULL, first_seen REAL NOT NULL, PRIMARY KEY (name, version))
+  STRICT, WITHOUT ROWID""",
+    """CREATE TABLE run (run_key INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
+  status TEXT NOT NULL CHECK (status IN ('live', 'finished', 'failed')), started REAL NOT NULL, ended REAL,
+  end_text TEXT, host TEXT NOT NULL, pid INTEGER NOT NULL, world_size INTEGER NOT NULL, n_classes INTEGER NOT NULL,
+  class_names TEXT NOT NULL, config TEXT NOT NULL, tags TEXT NOT NULL, client TEXT NOT NULL, last_seen REAL) STRICT""",
+    """CREATE TABLE stream (stream_key INTEGER PRIMARY KEY, stream BLOB NOT NULL UNIQUE, next INTEGER NOT NULL,
+  run_id TEXT) STRICT""",
+    """CREATE TABLE origin (stream_key INTEGER NOT NULL REFERENCES stream, seq INTEGER NOT NULL,
+  PRIMARY KEY (stream_key, seq)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE layer (layer_key INTEGER PRIMARY KEY, run_key INTEGER NOT NULL REFERENCES run ON DELETE CASCADE,
+  name TEXT NOT NULL, idx INTEGER NOT NULL, module TEXT NOT NULL, reduction TEXT NOT NULL, note TEXT NOT NULL,
+  n_features INTEGER NOT NULL, UNIQUE (run_key, name)) STRICT""",
+    # `arrays`: 0 none, 1 while among the last windows, 2 kept for good.
+    """CREATE TABLE window (window_key INTEGER PRIMARY KEY, run_key INTEGER NOT NULL REFERENCES run ON DELETE CASCADE,
+  split TEXT NOT NULL, step INTEGER NOT NULL, exact INTEGER NOT NULL, epoch INTEGER NOT NULL, time REAL NOT NULL,
+  duration_s REAL NOT NULL, steps INTEGER NOT NULL, sampled_steps INTEGER NOT NULL, partial INTEGER NOT NULL,
+  ranks TEXT NOT NULL, world_size INTEGER NOT NULL, n_classes INTEGER NOT NULL, ncc_source TEXT NOT NULL,
+  ignored_labels INTEGER NOT NULL, skipped TEXT, overhead REAL, received REAL NOT NULL,
+  arrays INTEGER NOT NULL DEFAULT 0, UNIQUE (run_key, split, step, exact)) STRICT""",
+    "CREATE INDEX window_by_run ON window (run_key)",
+    "CREATE INDEX window_with_arrays ON window (run_key, split, exact, step) WHERE arrays = 1",
+    """CREATE TABLE reading (layer_key INTEGER NOT NULL REFERENCES layer ON DELETE CASCADE,
+  window_key INTEGER NOT NULL REFERENCES window ON DELETE CASCADE, samples REAL, classes_present REAL, rank_used REAL,
+  resolution_floor REAL, zero_norm REAL, nonfinite REAL, attained TEXT,
+  PRIMARY KEY (layer_key, window_key)) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX reading_by_window ON reading (window_key)",
+    """CREATE TABLE reason (layer_key INTEGER NOT NULL REFERENCES layer ON DELETE CASCADE,
+  window_key INTEGER NOT NULL REFERENCES window ON DELETE CASCADE, name TEXT NOT NULL, text TEXT NOT NULL,
+  PRIMARY KEY (layer_key, window_key, name)) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX reason_by_window ON reason (window_key)",
+    """CREATE TABLE class_label (run_key INTEGER NOT NULL REFERENCES run ON DELETE CASCADE, class INTEGER NOT NULL,
+  name TEXT NOT NULL, PRIMARY KEY (run_key, class)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE class_reading (window_key INTEGER NOT NULL REFERENCES window ON DELETE CASCADE,
+  class INTEGER NOT NULL, PRIMARY KEY (window_key, class)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE array (window_key INTEGER NOT NULL REFERENCES window ON DELETE CASCADE,
+  layer_key INTEGER NOT NULL REFERENCES layer ON DELETE CASCADE, name TEXT NOT NULL, value BLOB NOT NULL,
+  PRIMARY KEY (window_key, layer_key, name)) STRICT""",
+    """CREATE TABLE gap (gap_key INTEGER PRIMARY KEY, run_id TEXT NOT NULL, split TEXT NOT NULL, epoch INTEGER NOT NULL,
+  step INTEGER NOT NULL, time REAL NOT NULL, reason TEXT NOT NULL, received REAL NOT NULL) STRICT""",
+    "CREATE INDEX gap_by_run ON gap (run_id)",
+    """CREATE TABLE rejected (rejected_key INTEGER PRIMARY KEY, stream BLOB NOT NULL, seq INTEGER NOT NULL,
+  run_id TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL, head BLOB NOT NULL, time REAL NOT NULL) STRICT""",
+)

@@ -1,0 +1,399 @@
+"""Writing: one transaction a batch, all of it or nothing.
+
+The rule that everything rests on: a message's content, its origin and `stream.next` are committed together, so that an
+acknowledgement of `next` never promises more than the file holds. A record whose messages are all in the store already
+is ignored; PRIMARY KEY (stream, seq) of `origin` is the second belt.
+
+A window of a run, split, step and kind (exact or streaming) that comes again, from a resumed run, replaces the first.
+Scalars are kept for ever; class and pair arrays for the last ten windows and the last window of every tenth epoch.
+The writer knows no clock, no lock and no viewer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+import ncmon
+from ncmon.errors import Rejected, StoreError
+from ncmon.model import (
+    CLASSIFIER_INPUT,
+    Evaluation,
+    Gap,
+    LayerReadings,
+    Reading,
+    Rejection,
+    Run,
+    RunEnd,
+    StreamSeq,
+    Window,
+)
+from ncmon.store import arrays, schema
+from ncmon.store.connection import describe
+from ncmon.store.migrate import REGISTRY, connect_writer
+
+RECENT_WINDOWS = 10
+"""Windows of a run, split and kind whose arrays are kept whatever their epoch."""
+KEPT_EPOCHS = 10
+"""The last window of every epoch divisible by this keeps its arrays for good."""
+MAX_HIDDEN_ARRAY_BYTES = 1024 * 1024
+"""Larger arrays are kept for the classifier's input only: (C, C) of every layer is 8 MB each at a thousand classes."""
+MAX_REJECTED = 10_000
+"""The newest are kept: a broken client must not fill the disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stored:
+    """Something to store, and the messages that it was made of."""
+
+    origins: tuple[StreamSeq, ...]
+    item: Evaluation | Gap | RunEnd | Rejection
+
+
+class Writer:
+    """The one connection that writes. Not thread-safe; the caller holds the lock on the file."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._reading_names = [entry.name for entry in schema.reading_entries(REGISTRY)]
+        self._class_names = [entry.name for entry in schema.class_entries(REGISTRY)]
+        self._insert_reading = _insert("reading", (*schema.READING_FIXED, *self._reading_names))
+        self._insert_class = _insert("class_reading", (*schema.CLASS_FIXED, *self._class_names))
+        self._runs: dict[str, int] = {}
+        self._layers: dict[tuple[int, str], tuple[int, tuple[object, ...]]] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> Writer:
+        """Open or make a database; raises `StoreError` for one that is foreign, newer, damaged or out of reach."""
+        return cls(path, connect_writer(path, version=ncmon.__version__))
+
+    def close(self) -> None:
+        """Close the file; SQLite folds its journal back into it. Closing twice does nothing."""
+        self._connection.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def stream_next(self, stream: bytes) -> int | None:
+        """Return the sequence number that is expected from a stream, None for one that was never seen."""
+        row = self._connection.execute("SELECT next FROM stream WHERE stream = ?", (stream,)).fetchone()
+        return None if row is None else int(row[0])
+
+    @property
+    def revision(self) -> int:
+        """The number that every change increments."""
+        return int(self._connection.execute("SELECT revision FROM meta").fetchone()[0])
+
+    def put_run(self, run: Run, stream: bytes, *, now: float) -> None:
+        """Store what a HELLO says of a run. A new stream of a run that had ended resumes it: it is live again."""
+        with self._transaction():
+            known = self.stream_next(stream) is not None
+            self._connection.execute(
+                """INSERT INTO run (run_id, name, status, started, host, pid, world_size, n_classes, class_names,
+                     config, tags, client, last_seen)
+                   VALUES (:run_id, :name, 'live', :started, :host, :pid, :world_size, :n_classes, :class_names,
+                     :config, :tags, :client, :now)
+                   ON CONFLICT (run_id) DO UPDATE SET name = :name, started = min(started, :started), host = :host,
+                     pid = :pid, world_size = :world_size, n_classes = :n_classes, class_names = :class_names,
+                     config = :config, tags = :tags, client = :client, last_seen = :now,
+                     status = CASE WHEN :known THEN status ELSE 'live' END,
+                     ended = CASE WHEN :known THEN ended END, end_text = CASE WHEN :known THEN end_text END""",
+                {
+                    "run_id": run.run_id,
+                    "name": run.name,
+                    "started": run.started,
+                    "host": run.host,
+                    "pid": run.pid,
+                    "world_size": run.world_size,
+                    "n_classes": run.n_classes,
+                    "class_names": _json(list(run.class_names)),
+                    "config": _json(dict(run.config)),
+                    "tags": _json(list(run.tags)),
+                    "client": run.client,
+                    "now": now,
+                    "known": known,
+                },
+            )
+            (run_key,) = self._connection.execute("SELECT run_key FROM run WHERE run_id = ?", (run.run_id,)).fetchone()
+            self._connection.execute("DELETE FROM class_label WHERE run_key = ?", (run_key,))
+            self._connection.executemany(
+                "INSERT INTO class_label (run_key, class, name) VALUES (?, ?, ?)",
+                [(run_key, number, name) for number, name in enumerate(run.class_names)],
+            )
+            self._connection.execute(
+                "INSERT INTO stream (stream, next, run_id) VALUES (?, 0, ?)"
+                " ON CONFLICT (stream) DO UPDATE SET run_id = excluded.run_id",
+                (stream, run.run_id),
+            )
+            self._connection.execute("UPDATE meta SET revision = revision + 1")
+
+    def commit(self, batch: Sequence[Stored], *, now: float) -> None:
+        """Store a batch in one transaction, or raise and store nothing of it.
+
+        Raises `StoreError` when the file cannot be written, now, and `Rejected` when something in the batch can never
+        be: then its neighbours may be committed without it. Afterwards `stream_next` of every stream in it stands
+        behind its last message. `now` is the daemon's clock, in unix seconds.
+        """
+        if not batch:
+            return
+        with self._transaction():
+            seen: set[str] = set()
+            changed = False
+            for record in batch:
+                if not self._take_origins(record.origins):
+                    continue
+                changed = True
+                run_id = self._put(record.item, now)
+                if run_id:
+                    seen.add(run_id)
+            self._connection.executemany(
+                "UPDATE run SET last_seen = ? WHERE run_id = ?", [(now, run_id) for run_id in sorted(seen)]
+            )
+            if changed:
+                self._connection.execute("UPDATE meta SET revision = revision + 1")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            # What was learned of keys inside the transaction is undone with it.
+            self._runs.clear()
+            self._layers.clear()
+            try:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                pass  # A closed or broken connection rolls back by itself.
+            if isinstance(error, _UNSTORABLE):
+                raise Rejected("store", f"a value cannot be stored: {error}") from error
+            if isinstance(error, sqlite3.Error):
+                raise StoreError(f"{self.path}: {describe(error)}") from error
+            raise
+
+    def _take_origins(self, origins: Sequence[StreamSeq]) -> bool:
+        """Record the messages that are new and move their streams on; False when all of them are stored already."""
+        fresh = False
+        for origin in origins:
+            row = self._connection.execute(
+                "SELECT stream_key, next FROM stream WHERE stream = ?", (origin.stream,)
+            ).fetchone()
+            if row is None:
+                cursor = self._connection.execute("INSERT INTO stream (stream, next) VALUES (?, 0)", (origin.stream,))
+                row = (cursor.lastrowid, 0)
+            stream_key, following = row
+            if origin.seq < following:
+                continue
+            cursor = self._connection.execute(
+                "INSERT INTO origin (stream_key, seq) VALUES (?, ?) ON CONFLICT DO NOTHING", (stream_key, origin.seq)
+            )
+            fresh = fresh or cursor.rowcount > 0
+            self._connection.execute("UPDATE stream SET next = ? WHERE stream_key = ?", (origin.seq + 1, stream_key))
+        return fresh
+
+    def _put(self, item: Evaluation | Gap | RunEnd | Rejection, now: float) -> str:
+        """Store one item; return the run that it is about."""
+        match item:
+            case Evaluation():
+                self._put_evaluation(item, now)
+                return item.window.run_id
+            case Gap():
+                self._connection.execute(
+                    "INSERT INTO gap (run_id, split, epoch, step, time, reason, received) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (item.run_id, item.split, item.epoch, item.step, item.time, item.reason, now),
+                )
+            case RunEnd():
+                # Of several ranks the first failure stands.
+                self._connection.execute(
+                    """UPDATE run SET end_text = CASE WHEN status = 'failed' THEN end_text ELSE :text END,
+                         status = CASE WHEN status = 'failed' THEN status ELSE :status END,
+                         ended = max(coalesce(ended, :time), :time)
+                       WHERE run_id = :run_id""",
+                    {"text": item.text, "status": item.status, "time": item.time, "run_id": item.run_id},
+                )
+            case Rejection():
+                cursor = self._connection.execute(
+                    "INSERT INTO rejected (stream, seq, run_id, code, reason, head, time) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (item.stream, item.seq, item.run_id, item.code, item.reason, item.head, item.time),
+                )
+                self._connection.execute(
+                    "DELETE FROM rejected WHERE rejected_key <= ?", ((cursor.lastrowid or 0) - MAX_REJECTED,)
+                )
+        return item.run_id
+
+    def _put_evaluation(self, evaluation: Evaluation, now: float) -> None:
+        window = evaluation.window
+        run_key = self._run_key(window, now)
+        self._connection.execute(
+            "DELETE FROM window WHERE run_key = ? AND split = ? AND step = ? AND exact = ?",
+            (run_key, window.split, window.step, int(window.exact)),
+        )
+        cursor = self._connection.execute(
+            _INSERT_WINDOW,
+            (
+                run_key,
+                window.split,
+                window.step,
+                int(window.exact),
+                window.epoch,
+                window.time,
+                window.duration_s,
+                window.steps,
+                window.sampled_steps,
+                int(window.partial),
+                _json(list(window.ranks)),
+                window.world_size,
+                window.n_classes,
+                window.ncc_source,
+                window.ignored_labels,
+                _json(dict(window.skipped_batches)) if window.skipped_batches else None,
+                window.overhead,
+                now,
+                1,
+            ),
+        )
+        window_key = int(cursor.lastrowid or 0)
+        for layer in evaluation.layers:
+            key = self._layer_key(run_key, layer)
+            self._put_readings(key, window_key, layer)
+            at_classifier = layer.key.name == CLASSIFIER_INPUT
+            if at_classifier:
+                self._connection.executemany(
+                    self._insert_class, _class_rows(window_key, window.n_classes, self._class_names, layer.class_arrays)
+                )
+            limit = math.inf if at_classifier else MAX_HIDDEN_ARRAY_BYTES
+            found = {**({} if at_classifier else layer.class_arrays), **layer.pair_arrays}
+            blobs = [(window_key, key, name, arrays.pack(values)) for name, values in found.items()]
+            self._connection.executemany(
+                "INSERT INTO array (window_key, layer_key, name, value) VALUES (?, ?, ?, ?)",
+                [row for row in blobs if len(row[3]) <= limit],
+            )
+        self._retire_arrays(run_key, window)
+
+    def _retire_arrays(self, run_key: int, window: Window) -> None:
+        """Drop the arrays of windows that are no longer recent, unless they close a tenth epoch."""
+        series = (run_key, window.split, int(window.exact))
+        old = self._connection.execute(
+            "SELECT window_key, epoch, step FROM window"
+            " WHERE run_key = ? AND split = ? AND exact = ? AND arrays = 1 ORDER BY step DESC LIMIT -1 OFFSET ?",
+            (*series, RECENT_WINDOWS),
+        ).fetchall()
+        for window_key, epoch, step in old:
+            kept = epoch >= 0 and epoch % KEPT_EPOCHS == 0 and not self._epoch_goes_on(series, epoch, step)
+            if not kept:
+                self._connection.execute("DELETE FROM array WHERE window_key = ?", (window_key,))
+            self._connection.execute(
+                "UPDATE window SET arrays = ? WHERE window_key = ?", (2 if kept else 0, window_key)
+            )
+
+    def _epoch_goes_on(self, series: tuple[int, str, int], epoch: int, step: int) -> bool:
+        """Whether the window after this one is of the same epoch."""
+        row = self._connection.execute(
+            "SELECT epoch FROM window WHERE run_key = ? AND split = ? AND exact = ? AND step > ? ORDER BY step LIMIT 1",
+            (*series, step),
+        ).fetchone()
+        return row is not None and row[0] == epoch
+
+    def _run_key(self, window: Window, now: float) -> int:
+        key = self._runs.get(window.run_id)
+        if key is None:
+            # A window without a HELLO (a database that was deleted under a live daemon) is still data.
+            self._connection.execute(
+                """INSERT INTO run (run_id, name, status, started, host, pid, world_size, n_classes, class_names,
+                     config, tags, client, last_seen)
+                   VALUES (?, ?, 'live', ?, '', 0, ?, ?, '[]', '{}', '[]', '', ?) ON CONFLICT DO NOTHING""",
+                (window.run_id, window.run_id, window.time, window.world_size, window.n_classes, now),
+            )
+            row = self._connection.execute("SELECT run_key FROM run WHERE run_id = ?", (window.run_id,)).fetchone()
+            key = self._runs[window.run_id] = int(row[0])
+        return key
+
+    def _layer_key(self, run_key: int, layer: LayerReadings) -> int:
+        name = layer.key.name
+        facts = (layer.key.index, layer.module, layer.reduction, layer.note, layer.n_features)
+        known = self._layers.get((run_key, name))
+        if known is not None and known[1] == facts:
+            return known[0]
+        row = self._connection.execute(
+            """INSERT INTO layer (run_key, name, idx, module, reduction, note, n_features) VALUES (?, ?, ?, ?, ?, ?, ?)
+               ON CONFLICT (run_key, name) DO UPDATE SET idx = excluded.idx, module = excluded.module,
+                 reduction = excluded.reduction, note = excluded.note, n_features = excluded.n_features
+               RETURNING layer_key""",
+            (run_key, name, *facts),
+        ).fetchone()
+        self._layers[run_key, name] = (int(row[0]), facts)
+        return int(row[0])
+
+    def _put_readings(self, layer_key: int, window_key: int, layer: LayerReadings) -> None:
+        values: list[float | None] = []
+        reasons: list[tuple[int, int, str, str]] = []
+        attained: dict[str, list[int]] = {}
+        for name in self._reading_names:
+            reading = layer.readings.get(name)
+            value = None if reading is None else _finite(reading)
+            values.append(value)
+            if reading is None:
+                continue
+            if value is None:
+                reasons.append((layer_key, window_key, name, reading.reason or f"not finite: {reading.value}"))
+            elif reading.attained_at:
+                attained[name] = list(reading.attained_at)
+        quality = (layer.quality.get(name) for name in schema.QUALITY)
+        row = (layer_key, window_key, *quality, _json(attained) if attained else None, *values)
+        self._connection.execute(self._insert_reading, row)
+        self._connection.executemany(_INSERT_REASON, reasons)
+
+
+_UNSTORABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, ValueError, OverflowError)
+"""The fault of what was to be stored, not of the file: trying again would not help."""
+
+_INSERT_REASON = "INSERT INTO reason (layer_key, window_key, name, text) VALUES (?, ?, ?, ?)"
+
+_INSERT_WINDOW = """INSERT INTO window (run_key, split, step, exact, epoch, time, duration_s, steps, sampled_steps,
+  partial, ranks, world_size, n_classes, ncc_source, ignored_labels, skipped, overhead, received, arrays)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+
+
+def _insert(table: str, columns: Sequence[str]) -> str:
+    names = ", ".join(f'"{name}"' for name in columns)
+    return f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 names are checked
+
+
+def _json(value: Any) -> str:
+    # A configuration may hold what JSON cannot say: its text is better than a run that is not stored.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def _finite(reading: Reading) -> float | None:
+    value = reading.value
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _class_rows(
+    window_key: int, n_classes: int, names: Sequence[str], found: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
+) -> list[tuple[object, ...]]:
+    """Return the rows of the classes that have any value; SQLite stores NaN as NULL."""
+    table = np.full((n_classes, len(names)), np.nan)
+    for place, name in enumerate(names):
+        if name in found:
+            table[:, place] = found[name]
+    table[~np.isfinite(table)] = np.nan
+    alive = np.flatnonzero(~np.isnan(table).all(axis=1))
+    return [(window_key, int(row), *table[row].tolist()) for row in alive]

@@ -1,0 +1,71 @@
+"""Numbers, ages and names as text. Pure."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from ncmon.feed import printable
+
+__all__ = ("age", "clock", "fit", "number", "percent", "printable", "tick")
+
+
+def number(value: float | None, width: int = 8) -> str:
+    """Return a number in at most `width` characters: fixed where that reads well, else an exponent; `-` for none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if 1e-2 <= size < 1e5:
+        digits = max(0, min(4, 3 - math.floor(math.log10(size))))
+        text = f"{value:.{digits}f}"
+        if len(text) <= width:
+            return text
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share as a percentage with one decimal; 100 only when it is all."""
+    if share is None or not math.isfinite(share):
+        return "-"
+    if share == 1:
+        return "100"
+    return f"{min(math.floor(share * 1000) / 10, 99.9):.1f}"
+
+
+def tick(value: float, *, log: bool = False, digits: int = 3) -> str:
+    """Return the label of a tick."""
+    if log:
+        exponent = math.floor(math.log10(value) + 1e-9)
+        mantissa = value / 10.0**exponent
+        return f"{mantissa:.0f}e{exponent}"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+    return number(value)
+
+
+def age(seconds: float) -> str:
+    """Return a span of time in one unit: 42 s, 13 m, 5 h, 3 d."""
+    seconds = max(seconds, 0.0)
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * size or (unit != "m" and seconds >= size):
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def clock(at: float) -> str:
+    """Return the local time of day."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def fit(text: str, width: int, *, ascii: bool = False) -> str:
+    """Cut a text to a width, with a mark where something is missing, and fill it up."""
+    text = printable(text)
+    if len(text) <= width:
+        return text.ljust(width)
+    mark = "~" if ascii else "…"
+    return (text[: max(width - 1, 0)] + mark)[:width]

@@ -1,0 +1,179 @@
+"""From numbers to dots: scales, ticks, decimation and the braille raster. Pure numpy, no screen.
+
+A braille cell holds 2 x 4 dots, so a plot of `columns` x `rows` cells has 2 columns x 4 rows pixels. A line is drawn by
+filling, in every pixel column, the run of pixels between where the line enters and where it leaves.
+
+Long histories are thinned first by M4 (Jugel et al. 2014): of all points in one pixel column only the first, the last,
+the least and the greatest can light a pixel that the others do not, so that the picture is the same and no spike is
+lost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncmon.model import FloatArray, IntArray
+
+DOTS_X, DOTS_Y = 2, 4
+BLANK = "⠀"
+# Bit of each dot of a braille pattern, by row and column within the cell (Unicode block 2800).
+_BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
+
+SOLID, DASHED, DOTTED = "solid", "dashed", "dotted"
+_PATTERNS = {SOLID: (1,), DASHED: (1, 1, 1, 0, 0), DOTTED: (1, 0)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Maps values to [0, 1]; values that it cannot show (NaN, or not positive on a log axis) become NaN."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def place(self, values: FloatArray) -> FloatArray:
+        """Return where the values are, 0 at `low` and 1 at `high`."""
+        if self.log:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                shown = np.where(values > 0, np.log10(np.where(values > 0, values, 1.0)), np.nan)
+            low, high = math.log10(self.low), math.log10(self.high)
+        else:
+            shown, low, high = np.where(np.isfinite(values), values, np.nan), self.low, self.high
+        return (shown - low) / (high - low)
+
+
+def scale_of(arrays: list[FloatArray], *, log: bool = False, include: tuple[float, ...] = ()) -> Scale:
+    """Return a scale on which all finite values have room; a single value or none gets a span around it."""
+    every = np.concatenate([*(np.ravel(array) for array in arrays), np.array(include, dtype=np.float64)])
+    every = every[np.isfinite(every)]
+    if log:
+        every = every[every > 0]
+        if not every.size:
+            return Scale(low=0.1, high=1.0, log=True)
+        low, high = float(every.min()), float(every.max())
+        # Whole decades where there are some, or a readable part of one.
+        if high / low < 10:
+            middle = math.sqrt(low * high)
+            low, high = middle / 4, middle * 4
+        return Scale(low=low / 1.1, high=high * 1.1, log=True)
+    if not every.size:
+        return Scale(low=0.0, high=1.0)
+    low, high = float(every.min()), float(every.max())
+    room = (high - low) * 0.05 or abs(high) * 0.1 or 0.5
+    return Scale(low=low - room, high=high + room)
+
+
+def ticks(scale: Scale, most: int) -> list[float]:
+    """Return at most `most` round values inside the scale, ascending."""
+    if most < 1:
+        return []
+    if scale.log:
+        first, last = math.ceil(math.log10(scale.low) - 1e-9), math.floor(math.log10(scale.high) + 1e-9)
+        decades = list(range(first, last + 1))
+        if len(decades) >= 2 or (decades and most == 1):
+            step = max(1, math.ceil(len(decades) / most))
+            return [10.0**decade for decade in decades[::-step][::-1]]
+        inner = [m * 10.0**e for e in range(first - 1, last + 1) for m in (1, 2, 5)]
+        inner = [value for value in inner if scale.low <= value <= scale.high]
+        return inner[:: max(1, math.ceil(len(inner) / most))]
+    span = scale.high - scale.low
+    raw = span / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    width = next(m * power for m in (1.0, 2.0, 2.5, 5.0, 10.0) if m * power >= raw * (1 - 1e-9))
+    first_tick = math.ceil(scale.low / width - 1e-9)
+    count = math.floor(scale.high / width + 1e-9) - first_tick + 1
+    return [0.0 if first_tick + i == 0 else (first_tick + i) * width for i in range(max(0, count))][:most]
+
+
+def m4(x: FloatArray, y: FloatArray, *, low: float, high: float, columns: int) -> IntArray:
+    """Return the indices (ascending) of the points that M4 keeps for `columns` pixel columns over [low, high].
+
+    x ascends. NaN in y stays where it is the gap between two columns' points.
+    """
+    if x.size <= 4 * columns or high <= low:
+        return np.arange(x.size)
+    column = np.clip(((x - low) / (high - low) * columns).astype(np.int64), 0, columns - 1)
+    # Gaps are points of their own; extremes are taken over the rest.
+    gap = np.isnan(y)
+    starts = np.flatnonzero(np.r_[True, (column[1:] != column[:-1]) | (gap[1:] != gap[:-1])])
+    ends = np.r_[starts[1:], x.size]
+    kept: set[int] = set()
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        kept.update((start, end - 1))
+        if not gap[start] and end - start > 2:
+            part = y[start:end]
+            kept.update((start + int(part.argmin()), start + int(part.argmax())))
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def draw_line(px: FloatArray, py: FloatArray, *, columns: int, rows: int, style: str = SOLID) -> NDArray[np.uint8]:
+    """Return the braille bits (rows, columns) of one line.
+
+    px, py in [0, 1], y upwards; NaN in py is a gap; a point between two gaps is one dot. What lies outside is clipped
+    to the border, so that a line that leaves the picture stays visible there.
+    """
+    width, height = DOTS_X * columns, DOTS_Y * rows
+    pixels = np.zeros((height, width), dtype=bool)
+    if not (columns and rows):
+        return np.zeros((rows, columns), dtype=np.uint8)
+    xs = np.clip(px, 0.0, 1.0) * (width - 1)
+    ys = (1.0 - np.clip(py, 0.0, 1.0)) * (height - 1)
+    good = np.isfinite(xs) & np.isfinite(ys)
+    for i in np.flatnonzero(good):
+        pixels[int(ys[i] + 0.5), int(xs[i] + 0.5)] = True
+    for i in np.flatnonzero(good[:-1] & good[1:]):
+        _segment(pixels, float(xs[i]), float(ys[i]), float(xs[i + 1]), float(ys[i + 1]))
+    pattern = _PATTERNS[style]
+    if len(pattern) > 1:
+        on = np.resize(np.array(pattern, dtype=bool), width)
+        # A lone point must not fall into a hole of the pattern.
+        lone = np.zeros(width, dtype=bool)
+        if good.sum() == 1:
+            lone[:] = True
+        pixels &= on | lone
+    return _cells(pixels)
+
+
+def draw_level(py: float, *, columns: int, rows: int, style: str = DOTTED) -> NDArray[np.uint8]:
+    """Return the braille bits of a horizontal line, none when it lies outside."""
+    if not 0.0 <= py <= 1.0:
+        return np.zeros((rows, columns), dtype=np.uint8)
+    return draw_line(np.array([0.0, 1.0]), np.array([py, py]), columns=columns, rows=rows, style=style)
+
+
+def braille(bits: int) -> str:
+    """Return the character of a cell's dots; a blank where there are none."""
+    return chr(0x2800 + bits) if bits else " "
+
+
+def sparkline(values: FloatArray, width: int, *, log: bool = True, ascii: bool = False) -> str:
+    """Return the last `width` values as blocks, each scaled to the range shown; a gap is a blank."""
+    levels = "_.-~=*#@" if ascii else "▁▂▃▄▅▆▇█"
+    shown = values[-width:] if width > 0 else values[:0]
+    place = scale_of([shown], log=log).place(shown)
+    return "".join(
+        " " if np.isnan(p) else levels[min(int(np.clip(p, 0, 1) * len(levels)), len(levels) - 1)] for p in place
+    )
+
+
+def _segment(pixels: NDArray[np.bool_], x0: float, y0: float, x1: float, y1: float) -> None:
+    """Light the pixels between two points: in each pixel column, the run between where the line enters and leaves."""
+    if x1 < x0:
+        x0, y0, x1, y1 = x1, y1, x0, y0
+    first, last = int(x0 + 0.5), int(x1 + 0.5)
+    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else 0.0
+    for column in range(first, last + 1):
+        left, right = max(x0, column - 0.5), min(x1, column + 0.5)
+        a, b = (y0 + (left - x0) * slope, y0 + (right - x0) * slope) if x1 > x0 else (y0, y1)
+        top, bottom = (a, b) if a <= b else (b, a)
+        pixels[int(top + 0.5) : int(bottom + 0.5) + 1, column] = True
+
+
+def _cells(pixels: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    height, width = pixels.shape
+    blocks = pixels.reshape(height // DOTS_Y, DOTS_Y, width // DOTS_X, DOTS_X)
+    return (blocks * _BITS[None, :, None, :]).sum(axis=(1, 3)).astype(np.uint8)

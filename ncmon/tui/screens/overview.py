@@ -1,0 +1,197 @@
+"""Overview: which runs there are, how they do, and the one under the cursor in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import Footer, Input
+
+from ncmon.feed import Detail, RunState, Snapshot, SourceState
+from ncmon.store.results import RunSummary
+from ncmon.tui import palette
+from ncmon.tui.format import fit, number, printable
+from ncmon.tui.screens.base import DataScreen
+from ncmon.tui.widgets.lines import Row, Span
+from ncmon.tui.widgets.runs import COLUMNS, SORTS, RunTable
+from ncmon.tui.widgets.status import Text
+
+
+class OverviewScreen(DataScreen):
+    """Screen 1."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "Open", show=True),
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("s", "sort", "Sort"),
+        Binding("S", "reverse", "Reverse", show=False),
+        Binding("escape,q", "leave", "Quit", key_display="q"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__(id="overview")
+        self._filter = ""
+        self._sort = 0
+        self._reversed = False
+
+    def compose(self) -> ComposeResult:
+        """Make the widgets."""
+        yield Text(id="status")
+        yield Input(placeholder="name, tag or status; Enter keeps it, Esc clears it", id="filter")
+        yield RunTable(id="runs", ascii=self.ncmon.ascii_only)
+        yield Text(id="preview")
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """The table has the keys; the filter appears when it is asked for."""
+        self.query_one("#filter").display = False
+        self.query_one(RunTable).focus()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Draw a snapshot."""
+        states = {summary.run.run_id: snapshot.state(summary) for summary in snapshot.runs}
+        live = sum(state is RunState.LIVE for state in states.values())
+        left: list[Span] = [(" ncmon", palette.BOLD)]
+        if snapshot.host:
+            left.append((f"  {printable(snapshot.host)}", palette.DIM))
+        left.append((f"  {live} live  {len(states) - live} stored", palette.NULL))
+        if self._filter:
+            left.append((f"  /{printable(self._filter)}", palette.BOLD))
+        if self._sort or self._reversed:
+            left.append((f"  by {SORTS[self._sort]}{' reversed' if self._reversed else ''}", palette.DIM))
+        self.status(left, snapshot)
+        table = self.query_one(RunTable)
+        table.empty = _empty(snapshot, bool(self._filter))
+        table.show(self._arranged(snapshot.runs, states), states, snapshot.taken_at)
+        self._preview(snapshot, table.cursor)
+
+    def _arranged(self, runs: Sequence[RunSummary], states: dict[str, RunState]) -> list[RunSummary]:
+        words = self._filter.lower().split()
+
+        def matches(summary: RunSummary) -> bool:
+            run = summary.run
+            text = " ".join((run.name, run.run_id, states[run.run_id].value, *run.tags)).lower()
+            return all(word in text for word in words)
+
+        kept = [summary for summary in runs if matches(summary)]
+        name = SORTS[self._sort]
+        if name == "name":
+            kept.sort(key=lambda summary: summary.run.name)
+        elif name != "started":
+            column = next(column for column in COLUMNS if column.title == name)
+            known = [s for s in kept if not _missing(column.key(s))]
+            kept = sorted(known, key=lambda s: float(column.key(s))) + [s for s in kept if _missing(column.key(s))]
+        return kept[::-1] if self._reversed else kept
+
+    def _preview(self, snapshot: Snapshot, summary: RunSummary | None) -> None:
+        panel = self.query_one("#preview", Text)
+        if summary is None:
+            panel.show([])
+            return
+        width = panel.size.width
+        rule = "-" if self.ncmon.ascii_only else "─"
+        name = printable(summary.run.name)
+        heading = f"{rule} {name} {rule * max(0, width - len(name) - 3)}"
+        panel.show([((heading[:width], palette.DIM),), _facts(snapshot, summary, width), _config(summary, width)])
+
+    def on_run_table_chosen(self, message: RunTable.Chosen) -> None:
+        """Open a run."""
+        self.ncmon.open_run(message.run_id)
+
+    def on_run_table_moved(self, message: RunTable.Moved) -> None:
+        """The preview follows the cursor, and so does what the feed reads."""
+        self.ncmon.select(run_id=message.run_id)
+        if (snapshot := self.ncmon.shown) is not None:
+            self._preview(snapshot, self.query_one(RunTable).cursor)
+
+    def on_input_changed(self, message: Input.Changed) -> None:
+        """Filter while typing."""
+        self._filter = message.value
+        self._again()
+
+    def on_input_submitted(self, message: Input.Submitted) -> None:
+        """Keep the filter and go back to the table."""
+        self.query_one("#filter").display = False
+        self.query_one(RunTable).focus()
+
+    def action_open(self) -> None:
+        """Open the run under the cursor."""
+        self.query_one(RunTable).action_open()
+
+    def action_filter(self) -> None:
+        """Ask for a filter."""
+        field = self.query_one("#filter", Input)
+        field.display = True
+        field.focus()
+
+    def action_sort(self) -> None:
+        """Sort by the next column."""
+        self._sort = (self._sort + 1) % len(SORTS)
+        self._again()
+
+    def action_reverse(self) -> None:
+        """Turn the order around."""
+        self._reversed = not self._reversed
+        self._again()
+
+    def action_leave(self) -> None:
+        """Clear the filter; at the root, quit. Training and daemon go on."""
+        field = self.query_one("#filter", Input)
+        if field.display or self._filter:
+            field.value, self._filter, field.display = "", "", False
+            self.query_one(RunTable).focus()
+            self._again()
+        else:
+            self.app.exit()
+
+    def _again(self) -> None:
+        if (snapshot := self.ncmon.shown) is not None:
+            self.show(snapshot)
+
+
+def _missing(value: float | str) -> bool:
+    return isinstance(value, float) and np.isnan(value)
+
+
+def _empty(snapshot: Snapshot, filtered: bool) -> list[str]:
+    if snapshot.error:
+        return ["Nothing to show", printable(snapshot.error)]
+    if filtered:
+        return ["No run matches the filter", "Esc clears it"]
+    if snapshot.source is SourceState.DOWN:
+        return [
+            "No daemon answers and there is no database yet",
+            "",
+            "ncmon serve        start the daemon",
+            "ncmon demo         train a small network under one",
+        ]
+    return [
+        "No run yet",
+        "",
+        "In the training script:",
+        "    monitor = ncmon_client.watch(model, criterion=criterion, optimizer=optimizer)",
+        "or, to have a look:",
+        "    ncmon demo",
+    ]
+
+
+def _facts(snapshot: Snapshot, summary: RunSummary, width: int) -> Row:
+    run = summary.run
+    parts = [f"{summary.n_layers} layers", f"{run.n_classes} classes", f"{summary.n_windows} windows"]
+    detail: Detail | None = snapshot.detail
+    if detail is not None and detail.run.run_id == run.run_id:
+        if (certified := detail.certified(summary.split)) is not None:
+            parts.append(f"certified {certified[0]}/{certified[1]} classes")
+        if detail.gaps:
+            parts.append(f"{detail.gaps} gaps")
+    parts.append(f"on {run.host}" if run.host else run.run_id)
+    return ((fit(" " + " | ".join(parts), width), palette.NULL),)
+
+
+def _config(summary: RunSummary, width: int) -> Row:
+    config = summary.run.config
+    text = "  ".join(f"{key} {number(v) if isinstance(v, float) else v}" for key, v in config.items())
+    return ((fit(f" {text}", width), palette.DIM),)

@@ -1,0 +1,194 @@
+"""A line chart in braille, with a linear or a true log axis.
+
+Rows of a chart of width w and height h: the heading with the legend, h - 2 rows of plot behind a labelled axis, and the
+x axis. The x range is sticky: it grows by steps, so that a new point changes a column or two and not the whole picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.style import Style
+
+from ncmon.model import FloatArray
+from ncmon.tui import palette, raster
+from ncmon.tui.format import tick
+from ncmon.tui.widgets.lines import Lines, Row, Span
+
+MARKS = "*+ox#"
+"""What a line is made of where there is no braille, by its place."""
+LABEL_WIDTH = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Line:
+    """One series: x ascending, NaN in y is a gap."""
+
+    name: str
+    x: FloatArray
+    y: FloatArray
+    style: Style
+    pattern: str = raster.SOLID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """A horizontal line: a target, a floor."""
+
+    name: str
+    value: float
+    style: Style = palette.LEVEL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Picture:
+    """All that a chart shows."""
+
+    title: str
+    lines: tuple[Line, ...]
+    levels: tuple[Level, ...] = ()
+    log: bool = False
+    x_title: str = "epoch"
+    empty: str = "no window yet"
+    """What is said where there is no value to show."""
+    span: tuple[float, float] | None = None
+    """The y range, where it is fixed (cosines)."""
+
+
+class Chart(Lines):
+    """Draws a picture."""
+
+    def __init__(self, *, id: str | None = None, ascii: bool = False) -> None:
+        super().__init__(id=id)
+        self.picture: Picture | None = None
+        self.ascii_only = ascii
+
+    def show(self, picture: Picture) -> None:
+        """Show a picture; rows that are the same are not sent again."""
+        self.picture = picture
+        self.redraw()
+
+    def compose_rows(self, width: int, height: int) -> Sequence[Row]:
+        """Return the chart's rows."""
+        if self.picture is None:
+            return []
+        return chart_rows(self.picture, width, height, ascii=self.ascii_only)
+
+
+def chart_rows(picture: Picture, width: int, height: int, *, ascii: bool = False) -> list[Row]:
+    """Return the rows of a chart of this size; at small sizes the axes go first, then the plot."""
+    rows: list[Row] = [_heading(picture, width, ascii)]
+    if height < 3 or width < 12:
+        return rows[:height]
+    plot_rows, columns = height - 2, width - LABEL_WIDTH - 2
+    shown = [line for line in picture.lines if np.isfinite(line.y).any()]
+    if picture.log:
+        shown = [line for line in shown if (line.y > 0).any()]
+    bar, corner, rule = ("|", "+", "-") if ascii else ("│", "└", "─")
+    if not shown:
+        blank: Row = ((" " * LABEL_WIDTH + f" {bar}", palette.DIM),)
+        rows += [blank] * plot_rows
+        rows[1 + plot_rows // 2] = ((" " * LABEL_WIDTH + f" {bar} {picture.empty}"[: columns + 2], palette.DIM),)
+        return [*rows, ((" " * LABEL_WIDTH + f" {corner}{rule * columns}", palette.DIM),)]
+
+    x_scale = _x_scale(shown)
+    if picture.span is not None and not picture.log:
+        y_scale = raster.Scale(low=picture.span[0], high=picture.span[1])
+    else:
+        include = () if picture.log else tuple(level.value for level in picture.levels)
+        y_scale = raster.scale_of([line.y for line in shown], log=picture.log, include=include)
+
+    # Later layers are drawn over earlier ones: levels, then lines from the last to the first.
+    layers: list[tuple[np.ndarray, Style, str]] = []
+    for level in picture.levels:
+        place = float(y_scale.place(np.array([level.value]))[0])
+        layers.append((raster.draw_level(place, columns=columns, rows=plot_rows), level.style, "."))
+    for number in range(len(shown) - 1, -1, -1):
+        line = shown[number]
+        low, high = x_scale.low, x_scale.high
+        kept = raster.m4(line.x, line.y, low=low, high=high, columns=raster.DOTS_X * columns)
+        px, py = x_scale.place(line.x[kept].astype(np.float64)), y_scale.place(line.y[kept])
+        bits = raster.draw_line(px, py, columns=columns, rows=plot_rows, style=line.pattern)
+        layers.append((bits, line.style, MARKS[number % len(MARKS)]))
+
+    labels = _labels(y_scale, plot_rows)
+    for y in range(plot_rows):
+        head: Row = ((f"{labels.get(y, ''):>{LABEL_WIDTH}} {bar}", palette.DIM),)
+        rows.append(head + _plot_row(layers, y, columns, ascii))
+    rows.append(_x_axis(x_scale, columns, picture.x_title, corner, rule))
+    return rows
+
+
+def _heading(picture: Picture, width: int, ascii: bool) -> Row:
+    spans: list[Span] = [(f" {picture.title}", palette.BOLD)]
+    used = len(picture.title) + 1
+    if picture.log:
+        spans.append((" log", palette.DIM))
+        used += 4
+    for number, line in enumerate(picture.lines):
+        sample = MARKS[number % len(MARKS)] * 2 if ascii else palette.SAMPLES[line.pattern]
+        text = f" {line.name}"
+        if used + 2 + len(sample) + len(text) > width:
+            break
+        spans += [("  ", palette.DIM), (sample, line.style), (text, palette.DIM)]
+        used += 2 + len(sample) + len(text)
+    return tuple(spans)
+
+
+def _x_scale(lines: Sequence[Line]) -> raster.Scale:
+    low = min(float(line.x[0]) for line in lines)
+    high = max(float(line.x[-1]) for line in lines)
+    if high <= low:
+        return raster.Scale(low=low - 0.5, high=low + 0.5)
+    # Sticky: the right end moves by an eighth of the span, rounded up to two digits.
+    span = high - low
+    step = 10.0 ** math.floor(math.log10(span)) / 2
+    return raster.Scale(low=low, high=low + math.ceil(span / step - 1e-9) * step)
+
+
+def _labels(scale: raster.Scale, rows: int) -> dict[int, str]:
+    labels: dict[int, str] = {}
+    for value in raster.ticks(scale, max(2, rows // 2)):
+        place = float(scale.place(np.array([value]))[0])
+        if 0 <= place <= 1:
+            labels.setdefault(
+                min(int((1 - place) * (rows * raster.DOTS_Y - 1) + 0.5) // raster.DOTS_Y, rows - 1),
+                tick(value, log=scale.log),
+            )
+    return labels
+
+
+def _plot_row(layers: Sequence[tuple[np.ndarray, Style, str]], y: int, columns: int, ascii: bool) -> Row:
+    spans: list[Span] = []
+    for x in range(columns):
+        bits, style, mark = 0, palette.DIM, " "
+        for cells, layer_style, layer_mark in layers:
+            if cells[y, x]:
+                bits |= int(cells[y, x])
+                style, mark = layer_style, layer_mark
+        text = mark if ascii else raster.braille(bits)
+        if spans and spans[-1][1] == style:
+            spans[-1] = (spans[-1][0] + text, style)
+        else:
+            spans.append((text, style))
+    return tuple(spans)
+
+
+def _x_axis(scale: raster.Scale, columns: int, title: str, corner: str, rule: str) -> Row:
+    text = [rule] * columns
+    right = f"{tick(scale.high, digits=6)} {title}"
+    places = [(0, tick(scale.low, digits=6)), (columns - len(right), right)]
+    for value in raster.ticks(scale, max(1, columns // 14))[1:]:
+        label = tick(value, digits=6)
+        at = round((value - scale.low) / (scale.high - scale.low) * (columns - 1)) - len(label) // 2
+        places.append((at, label))
+    taken: list[tuple[int, int]] = []
+    for at, label in places:
+        end = at + len(label)
+        if at >= 0 and end <= columns and all(end < low or at > high for low, high in taken):
+            text[at:end] = list(label)
+            taken.append((at, end))
+    return ((" " * LABEL_WIDTH + f" {corner}" + "".join(text), palette.DIM),)

@@ -1,0 +1,230 @@
+"""The table of runs: only the rows in sight are made, however many runs there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+
+from ncmon.feed import RunState
+from ncmon.store.results import RunSummary
+from ncmon.tui import palette
+from ncmon.tui.format import age, fit, number, percent
+from ncmon.tui.raster import sparkline
+from ncmon.tui.widgets.lines import Lines, Row, Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column: wider terminals show more of them, by `rank`."""
+
+    title: str
+    width: int
+    rank: int
+    text: Callable[[RunSummary], str]
+    key: Callable[[RunSummary], float | str]
+
+
+def _value(summary: RunSummary, name: str) -> float:
+    return float(summary.values.get(name, np.nan))
+
+
+def _epoch(summary: RunSummary) -> str:
+    if summary.epoch is None:
+        return "-"
+    total = summary.run.config.get("epochs")
+    done = summary.epoch + 1 if summary.epoch >= 0 else 0
+    return f"{done}/{total}" if isinstance(total, int) else str(done)
+
+
+COLUMNS = (
+    Column(title="EPOCH", width=8, rank=1, text=_epoch, key=lambda s: float(s.epoch or 0)),
+    Column(
+        title="LOSS", width=8, rank=2, text=lambda s: number(_value(s, "ce_loss")), key=lambda s: _value(s, "ce_loss")
+    ),
+    Column(
+        title="NC1", width=8, rank=0, text=lambda s: number(_value(s, "nc1_pinv")), key=lambda s: _value(s, "nc1_pinv")
+    ),
+    Column(
+        title="minINTRA",
+        width=8,
+        rank=3,
+        text=lambda s: number(_value(s, "intra_cos_min")),
+        key=lambda s: _value(s, "intra_cos_min"),
+    ),
+    Column(
+        title="maxINTER",
+        width=8,
+        rank=4,
+        text=lambda s: number(_value(s, "inter_cos_max")),
+        key=lambda s: _value(s, "inter_cos_max"),
+    ),
+    Column(
+        title="NCC%", width=5, rank=5, text=lambda s: percent(_value(s, "ncc_acc")), key=lambda s: _value(s, "ncc_acc")
+    ),
+    Column(
+        title="ACC%",
+        width=5,
+        rank=7,
+        text=lambda s: percent(_value(s, "accuracy")),
+        key=lambda s: _value(s, "accuracy"),
+    ),
+)
+NAME_WIDTH, TREND_WIDTH = 14, 8
+SORTS = ("started", "name", *(column.title for column in COLUMNS))
+
+
+class RunTable(Lines, can_focus=True):
+    """Runs with a cursor."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down,j", "move(1)", "down", show=False),
+        Binding("up,k", "move(-1)", "up", show=False),
+        Binding("pagedown", "page(1)", "page down", show=False),
+        Binding("pageup", "page(-1)", "page up", show=False),
+        Binding("g,home", "edge(0)", "first", show=False),
+        Binding("G,end", "edge(-1)", "last", show=False),
+        Binding("enter,l,right", "open", "open", show=False),
+    ]
+
+    class Chosen(Message):
+        """A run is to be opened."""
+
+        def __init__(self, run_id: str) -> None:
+            super().__init__()
+            self.run_id = run_id
+
+    class Moved(Message):
+        """The cursor is on another run."""
+
+        def __init__(self, run_id: str) -> None:
+            super().__init__()
+            self.run_id = run_id
+
+    def __init__(self, *, id: str | None = None, ascii: bool = False) -> None:
+        super().__init__(id=id)
+        self.ascii_only = ascii
+        self.empty: Sequence[str] = ()
+        self._runs: tuple[RunSummary, ...] = ()
+        self._states: dict[str, RunState] = {}
+        self._now = 0.0
+        self._cursor_id: str | None = None
+        self._top = 0
+
+    @property
+    def cursor(self) -> RunSummary | None:
+        """The run under the cursor."""
+        place = self._place()
+        return self._runs[place] if self._runs else None
+
+    def show(self, runs: Sequence[RunSummary], states: dict[str, RunState], now: float) -> None:
+        """Show these runs; the cursor stays on its run."""
+        self._runs, self._states, self._now = tuple(runs), states, now
+        self.redraw()
+
+    def _place(self) -> int:
+        for place, summary in enumerate(self._runs):
+            if summary.run.run_id == self._cursor_id:
+                return place
+        return 0
+
+    def _go(self, place: int) -> None:
+        if not self._runs:
+            return
+        place = min(max(place, 0), len(self._runs) - 1)
+        self._cursor_id = self._runs[place].run.run_id
+        self.redraw()
+        self.post_message(self.Moved(self._cursor_id))
+
+    def action_move(self, by: int) -> None:
+        """Move the cursor."""
+        self._go(self._place() + by)
+
+    def action_page(self, by: int) -> None:
+        """Move the cursor by a page."""
+        self._go(self._place() + by * max(self.size.height - 2, 1))
+
+    def action_edge(self, place: int) -> None:
+        """Go to the first (0) or last (-1) run."""
+        self._go(place if place >= 0 else len(self._runs) - 1)
+
+    def action_open(self) -> None:
+        """Open the run under the cursor."""
+        if (summary := self.cursor) is not None:
+            self.post_message(self.Chosen(summary.run.run_id))
+
+    def on_click(self, event: events.Click) -> None:
+        """Go to the run that was clicked; open it where the cursor is there already."""
+        place = self._top + event.y - 1
+        if 0 <= place < len(self._runs) and event.y >= 1:
+            if place == self._place() and event.chain >= 2:
+                self.action_open()
+            self._go(place)
+
+    def compose_rows(self, width: int, height: int) -> Sequence[Row]:
+        """Return the heading and the runs in sight."""
+        name_width, columns, trend = _layout(width)
+        heading = f"    {fit('RUN', name_width)} ST"
+        heading += "".join(f" {column.title:>{column.width}}" for column in columns)
+        if trend:
+            heading += f"  {'NC1 trend':<{trend}}"
+        rows: list[Row] = [((fit(heading, width), palette.DIM),)]
+        if not self._runs:
+            return [
+                *rows,
+                *(((f"    {line}", palette.NULL if i else palette.BOLD),) for i, line in enumerate(self.empty)),
+            ]
+        cursor, visible = self._place(), max(height - 1, 1)
+        self._top = min(max(self._top, cursor - visible + 1), cursor)
+        self._top = max(0, min(self._top, len(self._runs) - visible))
+        for place in range(self._top, min(self._top + visible, len(self._runs))):
+            rows.append(self._row(self._runs[place], place == cursor, name_width, columns, trend, width))
+        return rows
+
+    def _row(
+        self, summary: RunSummary, here: bool, name_width: int, columns: Sequence[Column], trend: int, width: int
+    ) -> Row:
+        state = self._states.get(summary.run.run_id, RunState.LIVE)
+        glyphs = palette.RUN_GLYPHS_ASCII if self.ascii_only else palette.RUN_GLYPHS
+        mark = (">" if self.ascii_only else "▸") if here else " "
+        name_style = palette.BOLD if here else palette.NULL
+        spans: list[Span] = [
+            (f" {mark}", palette.BOLD),
+            (f"{glyphs[state]} ", palette.RUN_STYLES[state]),
+            (fit(summary.run.name, name_width, ascii=self.ascii_only), name_style),
+            (f" {_word(state)}", palette.RUN_STYLES[state]),
+        ]
+        if state is RunState.STALE and summary.run.last_seen is not None:
+            spans.append((f" silent for {age(self._now - summary.run.last_seen)}", palette.RUN_STYLES[state]))
+        dim = palette.DIM if state in (RunState.ENDED, RunState.FAILED) else palette.NULL
+        if state is not RunState.STALE or width >= 100:
+            spans += [(f" {column.text(summary):>{column.width}}", dim) for column in columns]
+        if trend and (state is not RunState.STALE or width >= 100):
+            spans.append((f"  {sparkline(summary.trend, trend, ascii=self.ascii_only)}", Style(color=palette.SKY)))
+        return tuple(spans)
+
+
+def _word(state: RunState) -> str:
+    return {RunState.LIVE: "on", RunState.STALE: "??", RunState.ENDED: "ok", RunState.FAILED: "no"}[state]
+
+
+def _layout(width: int) -> tuple[int, Sequence[Column], int]:
+    """Return the width of the name, the columns that fit, and the width of the trend."""
+    left = width - (4 + NAME_WIDTH + 3)
+    chosen: list[Column] = []
+    for column in sorted(COLUMNS, key=lambda c: c.rank):
+        if left >= column.width + 1:
+            chosen.append(column)
+            left -= column.width + 1
+    trend = 0
+    if left >= TREND_WIDTH + 3:
+        trend = min(left - 3, 32)
+        left -= trend + 3
+    columns = [column for column in COLUMNS if column in chosen]
+    return NAME_WIDTH + max(0, min(left, 30)), columns, trend
