@@ -6,6 +6,9 @@ A message is one line: what was expected, what came, what to do. Commands print 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class NcmonError(Exception):
     """Base of all errors that a user can meet; `exit_code` 1 is a failure."""
@@ -37,3 +40,12 @@ class Rejected(NcmonError):
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return how a message about an unknown name ends: with near names, or with all of them where they are few."""
+    candidates = list(known)
+    close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
+    if close:
+        return f", did you mean {' or '.join(close)}?"
+    return f"; there is {', '.join(candidates)}" if 0 < len(candidates) <= 10 else ""

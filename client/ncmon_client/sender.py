@@ -144,7 +144,7 @@ class Sender:
         except Exception:
             self._log.warning("ncmon's sender ended", exc_info=True)
         finally:
-            talk.lost(time.monotonic(), talk.last_error or "closed")
+            talk.lost(time.monotonic(), talk.last_error)
             line.close()
             self._close_pipe()
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from ncmon.errors import NotFound, StoreError, UsageError
+from ncmon.errors import NotFound, StoreError, UsageError, near
 from ncmon.metrics import resolve
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.store import schema
 from ncmon.store.connection import Reader, connect_reader, describe
 from ncmon.store.results import Rows, RunSummary, StoredGap, StoredRejection
-from ncmon.store.runs import RUN_COLUMNS, StoredRun, near, run_of
+from ncmon.store.runs import RUN_COLUMNS, StoredRun, run_of
 
 OVERVIEW = ("ce_loss", "nc1_pinv", "intra_cos_min", "inter_cos_max", "ncc_acc", "accuracy")
 """What a line about a run shows when nothing else is asked for."""

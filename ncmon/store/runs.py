@@ -7,15 +7,14 @@ near names.
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ncmon.bounds import BOUNDS
-from ncmon.errors import NotFound
+from ncmon.errors import NotFound, near
 from ncmon.metrics import METRICS, resolve
 from ncmon.metrics.spec import Bound, Metric
 from ncmon.model import CLASSIFIER_INPUT, FloatArray, Gap, LayerKey, LayerReadings, Reading, Run
@@ -322,15 +321,6 @@ WHERE d.window_key = ? AND (? IS NULL OR l.name = ?) ORDER BY l.idx, l.layer_key
 
 
 _METHOD = {"class": "classes", "pair": "matrix"}
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """Return `, did you mean a or b?`, or what there is when there is little, or nothing."""
-    candidates = list(known)
-    close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
-    if close:
-        return f", did you mean {' or '.join(close)}?"
-    return f"; there is {', '.join(candidates)}" if 0 < len(candidates) <= 6 else ""
 
 
 def run_of(row: Sequence[Any]) -> Run:

@@ -5,7 +5,6 @@ Quitting this never touches training or data: ingest is another process.
 
 from __future__ import annotations
 
-import locale
 import os
 import select
 import sys
@@ -44,7 +43,7 @@ class NcmonApp(App[None]):
     COMMAND_PALETTE_BINDING = "ctrl+p"
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1", "screen('overview')", "Overview"),
+        Binding("1", "screen('overview')", "Over"),
         Binding("2", "screen('run')", "Run"),
         Binding("p,space", "freeze", "Freeze", key_display="p"),
         Binding("f", "follow", "Follow", show=False),
@@ -113,10 +112,8 @@ class NcmonApp(App[None]):
         self._draw()
 
     def _draw(self) -> None:
-        if self.shown is not None:
-            screen = self.screen
-            if isinstance(screen, DataScreen):
-                screen.show(self.shown)
+        if isinstance(screen := self.screen, DataScreen):
+            screen.again()
 
     def _look_around(self) -> None:
         """Leave when the terminal is gone: Textual would spin on a closed one."""
@@ -190,8 +187,13 @@ class NcmonApp(App[None]):
 
 
 def speaks_unicode() -> bool:
-    """Whether the locale can show braille; with LC_ALL=C it is lost without a word."""
-    return "utf" in (locale.getpreferredencoding(False) or "").lower().replace("-", "")
+    """Whether the locale can show braille; in the C locale it is lost without a word.
+
+    Asked of the environment, not of Python, which takes the C locale for UTF-8. Where nothing is said (a container),
+    terminals of today speak UTF-8.
+    """
+    said = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "")
+    return not said or "utf" in said.lower()
 
 
 def run_ui(target: str | None, *, theme: str | None = None, ascii: bool = False, run_first: bool = False) -> int:

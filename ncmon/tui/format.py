@@ -62,10 +62,9 @@ def clock(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))
 
 
-def fit(text: str, width: int, *, ascii: bool = False) -> str:
+def fit(text: str, width: int) -> str:
     """Cut a text to a width, with a mark where something is missing, and fill it up."""
     text = printable(text)
     if len(text) <= width:
         return text.ljust(width)
-    mark = "~" if ascii else "…"
-    return (text[: max(width - 1, 0)] + mark)[:width]
+    return (text[: max(width - 1, 0)] + "…")[:width]

@@ -21,7 +21,6 @@ LEVEL = Style(dim=True)
 BOUND = Style(color=VERMILION)
 
 RUN_GLYPHS = {RunState.LIVE: "●", RunState.STALE: "!", RunState.ENDED: "○", RunState.FAILED: "x"}
-RUN_GLYPHS_ASCII = {RunState.LIVE: "*", RunState.STALE: "!", RunState.ENDED: "o", RunState.FAILED: "x"}
 RUN_STYLES = {
     RunState.LIVE: Style(color=GREEN, bold=True),
     RunState.STALE: Style(color=ORANGE, bold=True),
@@ -34,4 +33,3 @@ SOURCE_STYLES = {
     SourceState.DOWN: Style(color=VERMILION, bold=True),
 }
 SAMPLES = {SOLID: "⠤⠤", DASHED: "⠤ ", DOTTED: "┄┄"}
-SAMPLES_ASCII = {SOLID: "--", DASHED: "- ", DOTTED: ".."}

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from ncmon.model import FloatArray, IntArray
 
 DOTS_X, DOTS_Y = 2, 4
+SMALLEST = 1e-290
+"""Below this a logarithmic axis counts a value as zero: powers of ten end there."""
 BLANK = "⠀"
 # Bit of each dot of a braille pattern, by row and column within the cell (Unicode block 2800).
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
@@ -38,8 +40,8 @@ class Scale:
     def place(self, values: FloatArray) -> FloatArray:
         """Return where the values are, 0 at `low` and 1 at `high`."""
         if self.log:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                shown = np.where(values > 0, np.log10(np.where(values > 0, values, 1.0)), np.nan)
+            good = np.isfinite(values) & (values > SMALLEST)
+            shown = np.where(good, np.log10(np.where(good, values, 1.0)), np.nan)
             low, high = math.log10(self.low), math.log10(self.high)
         else:
             shown, low, high = np.where(np.isfinite(values), values, np.nan), self.low, self.high
@@ -51,20 +53,22 @@ def scale_of(arrays: list[FloatArray], *, log: bool = False, include: tuple[floa
     every = np.concatenate([*(np.ravel(array) for array in arrays), np.array(include, dtype=np.float64)])
     every = every[np.isfinite(every)]
     if log:
-        every = every[every > 0]
+        every = every[every > SMALLEST]
         if not every.size:
             return Scale(low=0.1, high=1.0, log=True)
         low, high = float(every.min()), float(every.max())
-        # Whole decades where there are some, or a readable part of one.
         if high / low < 10:
             middle = math.sqrt(low * high)
             low, high = middle / 4, middle * 4
-        return Scale(low=low / 1.1, high=high * 1.1, log=True)
+        # Outwards to round values: neat labels, and a scale that stays when the next value comes.
+        return Scale(low=_round_log(low, up=False), high=_round_log(high, up=True), log=True)
     if not every.size:
         return Scale(low=0.0, high=1.0)
     low, high = float(every.min()), float(every.max())
-    room = (high - low) * 0.05 or abs(high) * 0.1 or 0.5
-    return Scale(low=low - room, high=high + room)
+    span = max(high - low, abs(high) * 1e-9)
+    span = span if span > SMALLEST else 1.0
+    step = _round_step(span / 10)
+    return Scale(low=math.floor((low - span * 0.02) / step) * step, high=math.ceil((high + span * 0.02) / step) * step)
 
 
 def ticks(scale: Scale, most: int) -> list[float]:
@@ -82,8 +86,7 @@ def ticks(scale: Scale, most: int) -> list[float]:
         return inner[:: max(1, math.ceil(len(inner) / most))]
     span = scale.high - scale.low
     raw = span / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    width = next(m * power for m in (1.0, 2.0, 2.5, 5.0, 10.0) if m * power >= raw * (1 - 1e-9))
+    width = _round_step(raw)
     first_tick = math.ceil(scale.low / width - 1e-9)
     count = math.floor(scale.high / width + 1e-9) - first_tick + 1
     return [0.0 if first_tick + i == 0 else (first_tick + i) * width for i in range(max(0, count))][:most]
@@ -96,7 +99,8 @@ def m4(x: FloatArray, y: FloatArray, *, low: float, high: float, columns: int) -
     """
     if x.size <= 4 * columns or high <= low:
         return np.arange(x.size)
-    column = np.clip(((x - low) / (high - low) * columns).astype(np.int64), 0, columns - 1)
+    # The same rounding as `draw_line`: a column here is a column there.
+    column = (np.clip((x - low) / (high - low), 0.0, 1.0) * (columns - 1) + 0.5).astype(np.int64)
     # Gaps are points of their own; extremes are taken over the rest.
     gap = np.isnan(y)
     starts = np.flatnonzero(np.r_[True, (column[1:] != column[:-1]) | (gap[1:] != gap[:-1])])
@@ -160,6 +164,21 @@ def sparkline(values: FloatArray, width: int, *, log: bool = True, ascii: bool =
     )
 
 
+def _round_step(raw: float) -> float:
+    """Return the next round step: 1, 2, 2.5 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(m * power for m in (1.0, 2.0, 2.5, 5.0, 10.0) if m * power >= raw * (1 - 1e-9))
+
+
+def _round_log(value: float, *, up: bool) -> float:
+    """Return the next 1, 2 or 5 times a power of ten, up or down."""
+    exponent = math.floor(math.log10(value))
+    steps = [m * 10.0 ** (exponent + e) for e in (0, 1) for m in (1.0, 2.0, 5.0)]
+    if up:
+        return next(step for step in steps if step >= value * (1 - 1e-9))
+    return [step for step in steps if step <= value * (1 + 1e-9)][-1]
+
+
 def _segment(pixels: NDArray[np.bool_], x0: float, y0: float, x1: float, y1: float) -> None:
     """Light the pixels between two points: in each pixel column, the run between where the line enters and leaves."""
     if x1 < x0:
@@ -170,7 +189,11 @@ def _segment(pixels: NDArray[np.bool_], x0: float, y0: float, x1: float, y1: flo
         left, right = max(x0, column - 0.5), min(x1, column + 0.5)
         a, b = (y0 + (left - x0) * slope, y0 + (right - x0) * slope) if x1 > x0 else (y0, y1)
         top, bottom = (a, b) if a <= b else (b, a)
-        pixels[int(top + 0.5) : int(bottom + 0.5) + 1, column] = True
+        # Pixels whose middle the line passes; where it passes none, the one that it is nearest to.
+        start, end = math.ceil(top), math.floor(bottom)
+        if start > end:
+            start = end = int((top + bottom) / 2 + 0.5)
+        pixels[start : end + 1, column] = True
 
 
 def _cells(pixels: NDArray[np.bool_]) -> NDArray[np.uint8]:

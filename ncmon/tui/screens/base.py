@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.style import Style
 from textual.screen import Screen
+from textual.widgets import Footer
 
 from ncmon.feed import Snapshot, SourceState
 from ncmon.tui import palette
@@ -26,13 +27,17 @@ class DataScreen(Screen[None]):
         return cast("NcmonApp", self.app)
 
     def show(self, snapshot: Snapshot) -> None:
-        """Draw a snapshot. Called for every new one while the screen is in sight, and when it comes into sight."""
+        """Draw a snapshot."""
         raise NotImplementedError
+
+    def again(self) -> None:
+        """Draw what there is, as soon as there are widgets to draw on; the footer is the last of them."""
+        if (snapshot := self.ncmon.shown) is not None and self.query(Footer):
+            self.show(snapshot)
 
     def on_screen_resume(self) -> None:
         """Draw what came while the screen was hidden."""
-        if (snapshot := self.ncmon.shown) is not None:
-            self.call_after_refresh(self.show, snapshot)
+        self.call_after_refresh(self.again)
 
     def status(self, left: list[Span], snapshot: Snapshot) -> None:
         """Write the status line: what this is on the left, how fresh it is on the right."""
@@ -41,8 +46,7 @@ class DataScreen(Screen[None]):
 
     def freshness(self, snapshot: Snapshot) -> list[Span]:
         """Return the spans that say what stands behind the picture, and since when it stands still."""
-        glyph = "*" if self.ncmon.ascii_only else "●"
-        spans: list[Span] = [(f"{glyph} {snapshot.source.value}", palette.SOURCE_STYLES[snapshot.source])]
+        spans: list[Span] = [(f"● {snapshot.source.value}", palette.SOURCE_STYLES[snapshot.source])]
         if self.ncmon.frozen_at is not None:
             behind = age(self.ncmon.clock() - self.ncmon.frozen_at)
             spans.insert(0, (f"FROZEN +{behind}  ", Style(color=palette.ORANGE, bold=True)))

@@ -92,7 +92,7 @@ class OverviewScreen(DataScreen):
             panel.show([])
             return
         width = panel.size.width
-        rule = "-" if self.ncmon.ascii_only else "─"
+        rule = "─"
         name = printable(summary.run.name)
         heading = f"{rule} {name} {rule * max(0, width - len(name) - 3)}"
         panel.show([((heading[:width], palette.DIM),), _facts(snapshot, summary, width), _config(summary, width)])
@@ -110,7 +110,7 @@ class OverviewScreen(DataScreen):
     def on_input_changed(self, message: Input.Changed) -> None:
         """Filter while typing."""
         self._filter = message.value
-        self._again()
+        self.again()
 
     def on_input_submitted(self, message: Input.Submitted) -> None:
         """Keep the filter and go back to the table."""
@@ -130,12 +130,12 @@ class OverviewScreen(DataScreen):
     def action_sort(self) -> None:
         """Sort by the next column."""
         self._sort = (self._sort + 1) % len(SORTS)
-        self._again()
+        self.again()
 
     def action_reverse(self) -> None:
         """Turn the order around."""
         self._reversed = not self._reversed
-        self._again()
+        self.again()
 
     def action_leave(self) -> None:
         """Clear the filter; at the root, quit. Training and daemon go on."""
@@ -143,13 +143,9 @@ class OverviewScreen(DataScreen):
         if field.display or self._filter:
             field.value, self._filter, field.display = "", "", False
             self.query_one(RunTable).focus()
-            self._again()
+            self.again()
         else:
             self.app.exit()
-
-    def _again(self) -> None:
-        if (snapshot := self.ncmon.shown) is not None:
-            self.show(snapshot)
 
 
 def _missing(value: float | str) -> bool:

@@ -31,10 +31,10 @@ class RunScreen(DataScreen):
     """Screen 2."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left_square_bracket", "layer(-1)", "Layer", key_display="["),
-        Binding("right_square_bracket", "layer(1)", "Layer", key_display="]"),
+        Binding("left_square_bracket", "layer(-1)", "Layer", key_display="[ ]"),
+        Binding("right_square_bracket", "layer(1)", "Next layer", show=False),
         Binding("L", "log", "Log"),
-        Binding("x", "axis", "x-axis"),
+        Binding("x", "axis", "Axis"),
         Binding("b", "bounds", "Bounds"),
         Binding("m", "metric", "Metric", show=False),
         Binding("z", "maximise", "Zoom"),
@@ -76,7 +76,7 @@ class RunScreen(DataScreen):
         charts.set_class(large is not None, "-one")
         for name in PANELS:
             self.query_one(f"#{name}").display = large in (None, name)
-        self.call_after_refresh(self._again)
+        self.call_after_refresh(self.again)
 
     # -- drawing ------------------------------------------------------------------------------------------------------
 
@@ -130,15 +130,15 @@ class RunScreen(DataScreen):
             return Picture(title=title, lines=self._by_split(detail, metric), log=self._log, x_title=x_title)
         if name == "cosine":
             lines = [
-                *self._lines(detail, "intra_cos_min", "min intra", 0),
-                *self._lines(detail, "inter_cos_max", "max inter", 1),
+                *self._lines(detail, "intra_cos_min", "intra", 0),
+                *self._lines(detail, "inter_cos_max", "inter", 1),
             ]
             if self._bounds and at_classifier:
-                lines += self._lines(detail, "cert_intra_min", "certified", 2)
+                lines += self._lines(detail, "cert_intra_min", "bound", 2)
             target = target_of("inter_cos_max", classes)
             levels = (Level(name="simplex", value=target),) if target is not None else ()
             low = min([-0.2, *(float(np.nanmin(line.y)) for line in lines if np.isfinite(line.y).any())])
-            return Picture(title="cosines", lines=tuple(lines), levels=levels, x_title=x_title, span=(low - 0.05, 1.05))
+            return Picture(title="cosine", lines=tuple(lines), levels=levels, x_title=x_title, span=(low - 0.05, 1.05))
         if name == "nc23":
             lines = [
                 *self._lines(detail, "nc2_equinorm", "norms", 0),
@@ -190,10 +190,6 @@ class RunScreen(DataScreen):
             return (columns.time - detail.run.started) / 60.0
         return columns.step.astype(np.float64)
 
-    def _again(self) -> None:
-        if (snapshot := self.ncmon.shown) is not None:
-            self.show(snapshot)
-
     # -- keys ---------------------------------------------------------------------------------------------------------
 
     def action_layer(self, by: int) -> None:
@@ -208,22 +204,22 @@ class RunScreen(DataScreen):
     def action_log(self) -> None:
         """Logarithmic or linear."""
         self._log = not self._log
-        self._again()
+        self.again()
 
     def action_axis(self) -> None:
         """The next x-axis: epoch, step, minutes."""
         self._axis = (self._axis + 1) % len(AXES)
-        self._again()
+        self.again()
 
     def action_bounds(self) -> None:
         """Show or hide what is guaranteed."""
         self._bounds = not self._bounds
-        self._again()
+        self.again()
 
     def action_metric(self) -> None:
         """The next way to measure NC1."""
         self._nc1 = (self._nc1 + 1) % len(NC1)
-        self._again()
+        self.again()
 
     def action_maximise(self) -> None:
         """The focused chart alone, and back."""
@@ -257,7 +253,7 @@ def _values(detail: Detail, width: int) -> Row:
     wanted = (
         ("nc1_pinv", "NC1", number),
         ("intra_cos_min", "intra", number),
-        ("cert_intra_min", "certified", number),
+        ("cert_intra_min", "bound", number),
         ("inter_cos_max", "inter", number),
         ("nc2_maxangle", "NC2", number),
         ("ncc_acc", "NCC", percent),

@@ -117,7 +117,8 @@ def chart_rows(picture: Picture, width: int, height: int, *, ascii: bool = False
     labels = _labels(y_scale, plot_rows)
     for y in range(plot_rows):
         head: Row = ((f"{labels.get(y, ''):>{LABEL_WIDTH}} {bar}", palette.DIM),)
-        rows.append(head + _plot_row(layers, y, columns, ascii))
+        row = head + _plot_row(layers, y, columns, ascii)
+        rows.append(_named(row, picture.levels, layers, y, columns))
     rows.append(_x_axis(x_scale, columns, picture.x_title, corner, rule))
     return rows
 
@@ -130,11 +131,10 @@ def _heading(picture: Picture, width: int, ascii: bool) -> Row:
         used += 4
     for number, line in enumerate(picture.lines):
         sample = MARKS[number % len(MARKS)] * 2 if ascii else palette.SAMPLES[line.pattern]
-        text = f" {line.name}"
-        if used + 2 + len(sample) + len(text) > width:
+        if used + 1 + len(sample) + len(line.name) > width:
             break
-        spans += [("  ", palette.DIM), (sample, line.style), (text, palette.DIM)]
-        used += 2 + len(sample) + len(text)
+        spans += [(" ", palette.DIM), (sample, line.style), (line.name, palette.DIM)]
+        used += 1 + len(sample) + len(line.name)
     return tuple(spans)
 
 
@@ -175,6 +175,30 @@ def _plot_row(layers: Sequence[tuple[np.ndarray, Style, str]], y: int, columns: 
         else:
             spans.append((text, style))
     return tuple(spans)
+
+
+def _named(
+    row: Row, levels: Sequence[Level], layers: Sequence[tuple[np.ndarray, Style, str]], y: int, columns: int
+) -> Row:
+    """Write a level's name at its right end, where no line passes."""
+    for place, level in enumerate(levels):
+        width = len(level.name) + 1
+        if not level.name or width > columns // 2 or not layers[place][0][y].any():
+            continue
+        others = [cells for number, (cells, _, _) in enumerate(layers) if number != place]
+        if any(cells[y, columns - width :].any() for cells in others):
+            continue
+        return (*_cut(row, columns - width + LABEL_WIDTH + 2), (f" {level.name}", level.style))
+    return row
+
+
+def _cut(row: Row, width: int) -> Row:
+    kept: list[Span] = []
+    for text, style in row:
+        if width > 0:
+            kept.append((text[:width], style))
+        width -= len(text)
+    return tuple(kept)
 
 
 def _x_axis(scale: raster.Scale, columns: int, title: str, corner: str, rule: str) -> Row:

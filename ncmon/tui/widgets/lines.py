@@ -19,6 +19,15 @@ Span = tuple[str, Style]
 Row = tuple[Span, ...]
 
 
+ASCII = str.maketrans("●○▸▲▼…─│└┄⠤▁▂▃▄▅▆▇█", "*o>^v~-|+.-__..-=##")
+"""What stands for a glyph where the terminal knows ASCII only."""
+
+
+def ascii_text(text: str) -> str:
+    """Return a text of the same length in ASCII."""
+    return text.translate(ASCII).encode("ascii", "replace").decode("ascii")
+
+
 class Lines(Widget):
     """Draws the rows that `compose_rows` returns for the present size.
 
@@ -39,6 +48,8 @@ class Lines(Widget):
         if not (width and height):
             return
         new = list(self.compose_rows(width, height))[:height]
+        if getattr(self.app, "ascii_only", False):
+            new = [tuple((ascii_text(text), style) for text, style in row) for row in new]
         new += [()] * (height - len(new))
         old, self._rows = self._rows, new
         changed = [y for y in range(height) if y >= len(old) or old[y] != new[y]]

@@ -191,13 +191,12 @@ class RunTable(Lines, can_focus=True):
         self, summary: RunSummary, here: bool, name_width: int, columns: Sequence[Column], trend: int, width: int
     ) -> Row:
         state = self._states.get(summary.run.run_id, RunState.LIVE)
-        glyphs = palette.RUN_GLYPHS_ASCII if self.ascii_only else palette.RUN_GLYPHS
-        mark = (">" if self.ascii_only else "▸") if here else " "
+        mark = "▸" if here else " "
         name_style = palette.BOLD if here else palette.NULL
         spans: list[Span] = [
             (f" {mark}", palette.BOLD),
-            (f"{glyphs[state]} ", palette.RUN_STYLES[state]),
-            (fit(summary.run.name, name_width, ascii=self.ascii_only), name_style),
+            (f"{palette.RUN_GLYPHS[state]} ", palette.RUN_STYLES[state]),
+            (fit(summary.run.name, name_width), name_style),
             (f" {_word(state)}", palette.RUN_STYLES[state]),
         ]
         if state is RunState.STALE and summary.run.last_seen is not None:

@@ -1,0 +1,134 @@
+"""`ncmon history`: one metric of a run over time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ncmon.cli.arguments import (
+    RUN_HELP,
+    check_split,
+    class_index,
+    database_option,
+    examples,
+    format_option,
+    open_store,
+    usual_split,
+)
+from ncmon.cli.output import Column, Listing, csv_text, emit, number, table, write
+from ncmon.errors import UsageError
+
+if TYPE_CHECKING:
+    from ncmon.store.runs import StoredRun
+
+FOLLOW_S = 1.0
+"""How often a followed run is asked for more."""
+
+_COLUMNS = (
+    Column(key="step", heading="STEP", right=True),
+    Column(key="epoch", heading="EPOCH", right=True, show=lambda epoch: "-" if epoch < 0 else str(epoch)),
+    Column(key="time"),
+    Column(key="exact", heading="KIND", show=lambda exact: "exact" if exact else "stream"),
+    Column(key="value", heading="VALUE", right=True, show=number),
+    Column(key="reason", heading=" "),
+)
+
+
+@click.command(
+    "history",
+    epilog=examples(
+        "ncmon history latest --metric nc1_pinv",
+        "ncmon history digits --metric intra_cos_min --split test --format csv > intra.csv",
+        "ncmon history digits --metric cert_intra --class 3",
+        "ncmon history latest --metric ce_gap --follow",
+    ),
+    help=f"Show one metric or bound of a run over time; `ncmon metrics` lists them.\n\n{RUN_HELP}",
+)
+@click.argument("run")
+@click.option("--metric", required=True, metavar="M", help="Name of a metric or bound.")
+@click.option("--layer", metavar="L", default="classifier-input", show_default=True, help="Name of a layer.")
+@click.option("--split", metavar="S", help="By default train, or what there is instead.")
+@click.option(
+    "--class", "class_name", metavar="K", help="Name or number of a class, for metrics that have one value each."
+)
+@click.option("--follow", is_flag=True, help="Go on with new windows as they come; end with Ctrl-C.")
+@database_option
+@format_option
+def command(
+    run: str,
+    metric: str,
+    layer: str,
+    split: str | None,
+    class_name: str | None,
+    follow: bool,
+    database: Path | None,
+    form: str,
+) -> None:
+    """Show one metric or bound of a run over time."""
+    if follow and form == "json":
+        raise UsageError("--follow has no end, and json needs one: use --format jsonl")
+    with open_store(database) as store:
+        stored = store.run(run)
+        split = check_split(stored, split) if split is not None else usual_split(stored)
+        found = _listing(stored, metric, layer, split, class_name, since_step=-1)
+        emit(found, form)
+        revision = store.revision()
+        last = max((row[0] for row in found.rows), default=-1)
+        while follow:
+            time.sleep(FOLLOW_S)
+            if store.revision() == revision:
+                continue
+            revision = store.revision()
+            more = _listing(stored, metric, layer, split, class_name, since_step=last)
+            if not more.rows:
+                continue
+            last = max(row[0] for row in more.rows)
+            if form == "jsonl":
+                emit(more, form)
+            else:
+                write(csv_text(more, head=False) if form == "csv" else table(more, head=False))
+
+
+def _listing(
+    run: StoredRun, metric: str, layer: str, split: str, class_name: str | None, *, since_step: int
+) -> Listing:
+    rows: list[tuple[Any, ...]]
+    if class_name is None:
+        found = run.history(metric, layer=layer, split=split, since_step=since_step)
+        rows = [
+            (step, epoch, at, exact, None if reason else value, reason or None)
+            for step, epoch, at, exact, value, reason in zip(
+                found.step.tolist(),
+                found.epoch.tolist(),
+                found.time.tolist(),
+                found.exact.tolist(),
+                found.value.tolist(),
+                found.reason,
+                strict=True,
+            )
+        ]
+        return Listing(columns=_COLUMNS, rows=rows, empty=f"no {metric} of {layer}, split {split}, yet")
+    index = class_index(run, class_name)
+    classes = run.classes(metric, layer=layer, split=split)
+    rows = [
+        (step, epoch, at, exact, index, run.run.class_name(index), value)
+        for step, epoch, at, exact, value in zip(
+            classes.step.tolist(),
+            classes.epoch.tolist(),
+            classes.time.tolist(),
+            classes.exact.tolist(),
+            classes.values[:, index].tolist() if len(classes) else [],
+            strict=True,
+        )
+        if step > since_step
+    ]
+    columns = (
+        *_COLUMNS[:4],
+        Column(key="class", heading="CLASS", right=True),
+        Column(key="class_name", heading="NAME", clip=20),
+        Column(key="value", heading="VALUE", right=True, show=number),
+    )
+    return Listing(columns=columns, rows=rows, empty=f"no {metric} of {layer}, split {split}, yet")
