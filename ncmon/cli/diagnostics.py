@@ -30,8 +30,10 @@ def exit_after(run: Callable[[], object]) -> NoReturn:
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         where = context.command_path if context is not None else "ncmon"
-        advice = f"; see `{where} --help`" if isinstance(error, click.UsageError) else ""
-        say(f"{one_line(error.format_message()).rstrip('.')}{advice}", where=where)
+        text = one_line(error.format_message()).rstrip(".")
+        if isinstance(error, click.UsageError):
+            text += f"{'' if text.endswith('?') else ';'} see `{where} --help`"
+        say(text, where=where)
         sys.exit(error.exit_code)
     except NcmonError as error:
         say(str(error))

@@ -33,7 +33,7 @@ _COLUMNS = (
     Column(key="time"),
     Column(key="exact", heading="KIND", show=lambda exact: "exact" if exact else "stream"),
     Column(key="value", heading="VALUE", right=True, show=number),
-    Column(key="reason", heading=" "),
+    Column(key="reason", heading=" ", show=lambda reason: reason or ""),
 )
 
 

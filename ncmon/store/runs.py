@@ -25,6 +25,7 @@ from ncmon.store.results import ClassColumns, Columns, StoredGap, WindowReadings
 NOT_STORED = "not stored: the ncmon that wrote this database did not have it"
 
 _REGISTRY: Mapping[str, Metric | Bound] = {**{m.name: m for m in METRICS}, **{b.name: b for b in BOUNDS}}
+_ORDER = {name: place for place, name in enumerate(_REGISTRY)}
 _ALIASES = {alias: metric.name for metric in METRICS for alias in metric.aliases}
 
 RUN_COLUMNS = (
@@ -244,7 +245,9 @@ FROM reading d JOIN layer l ON l.layer_key = d.layer_key
 WHERE d.window_key = ? AND (? IS NULL OR l.name = ?) ORDER BY l.idx, l.layer_key""",
             (row["window_key"], layer, layer),
         )
-        columns = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        # In the registry's order, whenever a column came into this file.
+        stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        columns = sorted(stored, key=lambda name: _ORDER.get(name, len(_ORDER)))
         reasons: dict[int, dict[str, str]] = {}
         for layer_key, name, text in self._reader.execute(
             "SELECT layer_key, name, text FROM reason WHERE window_key = ?", (row["window_key"],)

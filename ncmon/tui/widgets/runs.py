@@ -76,7 +76,7 @@ COLUMNS = (
         key=lambda s: _value(s, "accuracy"),
     ),
 )
-NAME_WIDTH, TREND_WIDTH = 14, 8
+NAME_WIDTH, TREND_WIDTH = 16, 8
 SORTS = ("started", "name", *(column.title for column in COLUMNS))
 
 
@@ -170,7 +170,7 @@ class RunTable(Lines, can_focus=True):
     def compose_rows(self, width: int, height: int) -> Sequence[Row]:
         """Return the heading and the runs in sight."""
         name_width, columns, trend = _layout(width)
-        heading = f"    {fit('RUN', name_width)} ST"
+        heading = f"    {fit('RUN', name_width)} STATE"
         heading += "".join(f" {column.title:>{column.width}}" for column in columns)
         if trend:
             heading += f"  {'NC1 trend':<{trend}}"
@@ -210,12 +210,12 @@ class RunTable(Lines, can_focus=True):
 
 
 def _word(state: RunState) -> str:
-    return {RunState.LIVE: "on", RunState.STALE: "??", RunState.ENDED: "ok", RunState.FAILED: "no"}[state]
+    return {RunState.LIVE: "live ", RunState.STALE: "stale", RunState.ENDED: "ended", RunState.FAILED: "fail "}[state]
 
 
 def _layout(width: int) -> tuple[int, Sequence[Column], int]:
     """Return the width of the name, the columns that fit, and the width of the trend."""
-    left = width - (4 + NAME_WIDTH + 3)
+    left = width - (4 + NAME_WIDTH + 6)
     chosen: list[Column] = []
     for column in sorted(COLUMNS, key=lambda c: c.rank):
         if left >= column.width + 1:

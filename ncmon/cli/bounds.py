@@ -1,0 +1,249 @@
+"""`ncmon bounds`: what is measured beside what a theorem guarantees."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ncmon.cli.arguments import RUN_HELP, database_option, examples, format_option, open_store
+from ncmon.cli.output import Column, Listing, emit, line_width, lines, number, table, write
+from ncmon.cli.show import read_windows, run_line, window_line
+from ncmon.errors import NotFound
+
+if TYPE_CHECKING:
+    from ncmon.metrics.spec import Bound
+    from ncmon.model import LayerReadings, Run
+    from ncmon.store.results import WindowReadings
+
+ROUNDING = 1e-5
+"""Slack below minus this contradicts the theorem; less is the rounding of statistics in single precision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One bound beside the number that it bounds."""
+
+    window: WindowReadings
+    layer: str
+    bound: Bound
+    measured: float | None
+    value: float | None
+    reason: str
+    """Why there is no bound."""
+    class_index: int | None = None
+    attained_at: tuple[int, ...] = ()
+
+    @property
+    def slack(self) -> float | None:
+        """Distance to the bound, not negative when it holds."""
+        if self.measured is None or self.value is None:
+            return None
+        return self.measured - self.value if self.bound.side == "lower" else self.value - self.measured
+
+    @property
+    def state(self) -> str:
+        """One of holds, violated, vacuous, inconsistent, none."""
+        if self.slack is not None:
+            return "holds" if self.slack >= -ROUNDING else "VIOLATED"
+        kind = self.reason.partition(":")[0]
+        return kind if kind in ("vacuous", "inconsistent") else "none"
+
+    @property
+    def standing(self) -> str:
+        """A guarantee at frozen weights, an estimate where they moved inside the window."""
+        return "guarantee" if self.window.exact else "estimate"
+
+
+@click.command(
+    "bounds",
+    epilog=examples(
+        "ncmon bounds latest", "ncmon bounds digits --split test --per-class", "ncmon bounds digits --format csv"
+    ),
+    help=(
+        "Show every bound of the last window beside what was measured: the slack (not negative when the bound holds),"
+        " and whether it is a guarantee (the weights stood still) or an estimate (they moved inside the window)."
+        f"\n\n{RUN_HELP}"
+    ),
+)
+@click.argument("run")
+@click.option("--layer", metavar="L", help="By default the classifier's input, which most bounds are about.")
+@click.option("--split", metavar="S", help="This split only.")
+@click.option("--epoch", type=int, metavar="E", help="The last window of this epoch.")
+@click.option("--per-class", is_flag=True, help="The bounds of every class, too.")
+@database_option
+@format_option
+def command(
+    run: str,
+    layer: str | None,
+    split: str | None,
+    epoch: int | None,
+    per_class: bool,
+    database: Path | None,
+    form: str,
+) -> None:
+    """Show what is measured beside what is guaranteed."""
+    with open_store(database) as store:
+        stored = store.run(run)
+        windows = read_windows(stored, layer=layer, split=split, epoch=epoch)
+    found = [(window, list(_compare(window, layer, per_class))) for window in windows]
+    if layer is not None and windows and not any(comparisons for _, comparisons in found):
+        raise NotFound(f"no bound is about layer {layer!r}: they are about the classifier's input")
+    if form != "table":
+        emit(_listing(stored.run, [one for _, comparisons in found for one in comparisons]), form)
+        return
+    write(run_line(stored.run))
+    if not windows:
+        write("no window yet\n")
+    for window, comparisons in found:
+        write("\n" + window_line(window))
+        write(_table(stored.run, [one for one in comparisons if one.class_index is None]))
+        if per_class:
+            write("\n" + _class_table(stored.run, [one for one in comparisons if one.class_index is not None]))
+    if windows:
+        write("\n" + _legend())
+
+
+def _compare(window: WindowReadings, layer: str | None, per_class: bool) -> Iterator[Comparison]:
+    from ncmon.bounds import BOUNDS
+    from ncmon.model import CLASSIFIER_INPUT
+
+    found = window.layers.get(CLASSIFIER_INPUT if layer is None else layer)
+    if found is None:
+        return
+    for bound in BOUNDS:
+        if bound.scope == "class":
+            if per_class:
+                yield from _class_comparisons(window, found, bound)
+            continue
+        reading, measured = found.readings.get(bound.name), found.readings.get(bound.of)
+        if reading is not None:
+            yield Comparison(
+                window=window,
+                layer=found.key.name,
+                bound=bound,
+                measured=None if measured is None else measured.value,
+                value=reading.value,
+                reason=reading.reason,
+                attained_at=reading.attained_at,
+            )
+
+
+def _class_comparisons(window: WindowReadings, found: LayerReadings, bound: Bound) -> Iterator[Comparison]:
+    values, measured = found.class_arrays.get(bound.name), found.class_arrays.get(bound.of)
+    if values is None or measured is None:
+        return
+    for index in range(len(values)):
+        if math.isnan(measured[index]):
+            continue
+        missing = math.isnan(values[index])
+        yield Comparison(
+            window=window,
+            layer=found.key.name,
+            bound=bound,
+            measured=float(measured[index]),
+            value=None if missing else float(values[index]),
+            reason="no certificate for this class" if missing else "",
+            class_index=index,
+        )
+
+
+def _table(run: Run, comparisons: list[Comparison]) -> str:
+    columns = (
+        Column(key="quantity", heading="QUANTITY"),
+        Column(key="measured", heading="MEASURED", right=True),
+        Column(key="bound", heading="BOUND"),
+        Column(key="value", heading="VALUE", right=True),
+        Column(key="slack", heading="SLACK", right=True),
+        Column(key="state", heading="STATE"),
+        Column(key="reason", heading="STANDING"),
+    )
+    rows = [
+        (
+            one.bound.of,
+            one.measured,
+            ("<= " if one.bound.side == "upper" else ">= ") + one.bound.name,
+            one.value,
+            one.slack,
+            one.state,
+            one.reason.removeprefix(f"{one.state}: ") if one.value is None else one.standing,
+        )
+        for one in comparisons
+    ]
+    return table(Listing(columns=columns, rows=rows, empty="no bound of this window"))
+
+
+def _class_table(run: Run, comparisons: list[Comparison]) -> str:
+    columns = (
+        Column(key="class", heading="CLASS", right=True),
+        Column(key="class_name", heading="NAME", clip=20),
+        Column(key="quantity", heading="QUANTITY"),
+        Column(key="measured", heading="MEASURED", right=True),
+        Column(key="value", heading="BOUND", right=True),
+        Column(key="slack", heading="SLACK", right=True),
+        Column(key="state", heading="STATE"),
+    )
+    rows = [
+        (
+            one.class_index,
+            run.class_name(one.class_index or 0),
+            one.bound.of,
+            one.measured,
+            one.value,
+            one.slack,
+            one.state,
+        )
+        for one in comparisons
+    ]
+    return table(Listing(columns=columns, rows=rows, empty="no class has a bound"))
+
+
+def _legend() -> str:
+    """Return what the bounds assume, each text once."""
+    from ncmon.bounds import BOUNDS
+
+    width = line_width()
+    found = [f"Slack of at least 0 (within {number(ROUNDING)}) means that the bound holds. The bounds assume:"]
+    for text in dict.fromkeys(text for bound in BOUNDS for text in bound.assumptions):
+        found += textwrap.wrap(text, width, initial_indent="  - ", subsequent_indent="    ")
+    sources = "; ".join(dict.fromkeys(bound.source for bound in BOUNDS))
+    found += textwrap.wrap(f"Source: {sources}", width)
+    return lines(found)
+
+
+def _listing(run: Run, comparisons: list[Comparison]) -> Listing:
+    keys = (
+        "run_id split exact epoch step layer class class_name quantity measured bound side value slack state standing"
+        " reason attained_at assumptions source"
+    )
+    rows: list[tuple[Any, ...]] = [
+        (
+            run.run_id,
+            one.window.split,
+            one.window.exact,
+            one.window.epoch,
+            one.window.step,
+            one.layer,
+            one.class_index,
+            None if one.class_index is None else run.class_name(one.class_index),
+            one.bound.of,
+            one.measured,
+            one.bound.name,
+            one.bound.side,
+            one.value,
+            one.slack,
+            one.state.lower(),
+            one.standing,
+            one.reason or None,
+            list(one.attained_at),
+            list(one.bound.assumptions),
+            one.bound.source,
+        )
+        for one in comparisons
+    ]
+    return Listing(columns=tuple(Column(key=key) for key in keys.split()), rows=rows)

@@ -1,0 +1,182 @@
+"""`ncmon show`: the last window of a run, or of one epoch: every layer, every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ncmon.cli.arguments import RUN_HELP, check_split, database_option, examples, format_option, open_store
+from ncmon.cli.output import Column, Listing, clean, emit, lines, moment, number, table, write
+from ncmon.errors import NotFound
+
+if TYPE_CHECKING:
+    from ncmon.model import LayerReadings, Reading, Run
+    from ncmon.store.results import WindowReadings
+    from ncmon.store.runs import StoredRun
+
+PROFILE = (
+    ("nc1_pinv", "NC1"),
+    ("intra_cos_min", "INTRA"),
+    ("inter_cos_max", "INTER"),
+    ("nc2_equinorm", "NC2"),
+    ("ncc_acc", "NCC"),
+    ("alpha", "ALPHA"),
+)
+"""What the table of all layers shows of each."""
+
+
+@click.command(
+    "show",
+    epilog=examples(
+        "ncmon show latest",
+        "ncmon show digits --split test --epoch 50",
+        "ncmon show digits --layer blocks.0 --format json",
+    ),
+    help=(
+        "Show the last window of every split of a run: all layers in short, then every metric of the features that"
+        f" enter the classifier, or of the layer that is named.\n\n{RUN_HELP}"
+    ),
+)
+@click.argument("run")
+@click.option("--layer", metavar="L", help="This layer only.")
+@click.option("--split", metavar="S", help="This split only.")
+@click.option("--epoch", type=int, metavar="E", help="The last window of this epoch.")
+@database_option
+@format_option
+def command(
+    run: str, layer: str | None, split: str | None, epoch: int | None, database: Path | None, form: str
+) -> None:
+    """Show the last window of a run."""
+    with open_store(database) as store:
+        stored = store.run(run)
+        windows = read_windows(stored, layer=layer, split=split, epoch=epoch)
+        gaps = len(stored.gaps())
+    if form != "table":
+        emit(_listing(stored.run, windows), form)
+        return
+    write(run_line(stored.run) + (f"{gaps} windows were lost on the way (see `gap` in the database)\n" if gaps else ""))
+    if not windows:
+        write("no window yet\n")
+    for window in windows:
+        write("\n" + window_line(window))
+        if layer is None:
+            write(_profile(window))
+        for found in _in_full(window, layer):
+            write("\n" + _metrics(stored.run, found))
+
+
+def read_windows(
+    run: StoredRun, *, layer: str | None, split: str | None, epoch: int | None
+) -> tuple[WindowReadings, ...]:
+    """Return the windows to show; `NotFound` where the run has no such split or epoch."""
+    if split is not None:
+        check_split(run, split)
+    windows = run.readings(epoch=epoch, split=split, layer=layer)
+    if epoch is not None and not windows:
+        raise NotFound(f"run {run.name} has no window of epoch {epoch}")
+    return windows
+
+
+def run_line(run: Run) -> str:
+    """Return the line above everything about a run."""
+    names = f"{run.name} ({run.run_id})"
+    ended = f", ended {moment(run.ended)}" if run.ended is not None else ""
+    return lines([clean(f"{names}  {run.status}, began {moment(run.started)}{ended}, {run.n_classes} classes")])
+
+
+def window_line(window: WindowReadings) -> str:
+    """Return the line above the readings of a window."""
+    epoch = f"epoch {window.epoch}, " if window.epoch >= 0 else ""
+    kind = "exact" if window.exact else f"streaming, {window.sampled_steps} of {window.steps} steps"
+    partial = f", PARTIAL: {len(window.ranks)} of {window.world_size} ranks" if window.partial else ""
+    return lines([clean(f"{window.split}  {epoch}step {window.step} ({kind}{partial})")])
+
+
+def _in_full(window: WindowReadings, layer: str | None) -> Iterable[LayerReadings]:
+    from ncmon.model import CLASSIFIER_INPUT
+
+    name = CLASSIFIER_INPUT if layer is None else layer
+    return [window.layers[name]] if name in window.layers else []
+
+
+def _profile(window: WindowReadings) -> str:
+    rows = [
+        (found.key.index, name, *(_value(found.readings.get(metric)) for metric, _ in PROFILE))
+        for name, found in window.layers.items()
+    ]
+    columns = (
+        Column(key="layer_index", heading="#", right=True),
+        Column(key="layer", heading="LAYER", clip=26),
+        *(Column(key=metric, heading=heading, right=True, show=_brief) for metric, heading in PROFILE),
+    )
+    return table(Listing(columns=columns, rows=rows))
+
+
+def _metrics(run: Run, found: LayerReadings) -> str:
+    from ncmon.metrics import METRICS
+
+    targets = {metric.name: metric.at_collapse for metric in METRICS}
+    present = int(found.quality.get("classes_present", 0))
+    head = (
+        f"{found.key.name}: {found.module}, {found.n_features} features, {found.quality.get('samples', 0):.0f} samples,"
+        f" {present} classes present"
+    )
+    rows = [
+        (
+            name,
+            reading.value,
+            targets.get(name, ""),
+            _place(run, reading) if reading.value is not None else reading.reason,
+        )
+        for name, reading in found.readings.items()
+    ]
+    columns = (
+        Column(key="metric", heading="METRIC"),
+        Column(key="value", heading="VALUE", right=True, show=number),
+        Column(key="at_collapse", heading="COLLAPSE", right=True),
+        Column(key="where", heading="AT, OR WHY NOT"),
+    )
+    return lines([clean(head)]) + table(Listing(columns=columns, rows=rows))
+
+
+def _listing(run: Run, windows: Sequence[WindowReadings]) -> Listing:
+    keys = "run_id split exact partial epoch step time layer_index layer metric value reason attained_at samples"
+    rows: list[tuple[Any, ...]] = [
+        (
+            run.run_id,
+            window.split,
+            window.exact,
+            window.partial,
+            window.epoch,
+            window.step,
+            window.time,
+            found.key.index,
+            name,
+            metric,
+            reading.value,
+            reading.reason or None,
+            list(reading.attained_at),
+            found.quality.get("samples"),
+        )
+        for window in windows
+        for name, found in window.layers.items()
+        for metric, reading in found.readings.items()
+    ]
+    return Listing(columns=tuple(Column(key=key) for key in keys.split()), rows=rows)
+
+
+def _place(run: Run, reading: Reading) -> str:
+    """Return the classes at which a minimum or maximum is attained, by name."""
+    names = " and ".join(run.class_name(index) for index in reading.attained_at)
+    return f"class{'es' if len(reading.attained_at) > 1 else ''} {names}" if names else ""
+
+
+def _value(reading: Reading | None) -> float | None:
+    return None if reading is None else reading.value
+
+
+def _brief(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
