@@ -1,6 +1,6 @@
 """The demo's trainer: a small BatchNorm network on scikit-learn's digits, watched by ncmon.
 
-    python -m ncmon_client.demo --epochs 60 --weight-decay 5e-3 --seed 0 [--endpoint E]
+    python -m ncmon_client.demo --epochs 200 --weight-decay 5e-3 --seed 0 [--endpoint E]
 
 1,797 real images of 8x8 pixels ship with scikit-learn. The network is one Sequential of Linear-ReLU-BatchNorm blocks
 and a last Linear without bias, trained by SGD as in the thesis (chapter 3: learning rate 0.0679, momentum 0.9, decayed
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ncmon_client.monitor import Monitor
 
-EPOCHS = 60
+EPOCHS = 200
 WEIGHT_DECAY = 5e-3
 LEARNING_RATE = 0.0679
 BATCH = 64

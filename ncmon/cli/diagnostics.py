@@ -18,11 +18,16 @@ from ncmon.errors import NcmonError
 INTERRUPTED = 130
 
 
+class Unread(Exception):
+    """Whoever read our output has seen enough."""
+
+
 def exit_after(run: Callable[[], object]) -> NoReturn:
     """Run a command and leave the process with its exit code, saying what went wrong on one line."""
     try:
         result = run()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -38,8 +43,8 @@ def exit_after(run: Callable[[], object]) -> NoReturn:
     except NcmonError as error:
         say(str(error))
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. What is still buffered must not fail once more at exit.
+    except (Unread, BrokenPipeError):
+        # `| head` is no failure. What is still buffered must not fail once more at exit.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from ncmon.cli.diagnostics import Unread
+
 Format = Literal["table", "json", "jsonl", "csv"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
@@ -65,11 +67,15 @@ def emit(listing: Listing, form: str) -> None:
 def write(text: str) -> None:
     """Write text as it is, letters that the terminal's encoding lacks as `?`."""
     try:
-        sys.stdout.write(text)
-    except UnicodeEncodeError:
-        encoding = sys.stdout.encoding or "ascii"
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:
+            encoding = sys.stdout.encoding or "ascii"
+            sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # By a name of our own: click would make a failure of it.
+        raise Unread from None
 
 
 def csv_text(listing: Listing, *, head: bool = True) -> str:
@@ -133,7 +139,7 @@ def moment(value: float | None) -> str:
 
 
 def clean(text: str, *, keep: str = "") -> str:
-    """Return text without control characters, which could move a terminal's cursor; see `one_line` of diagnostics."""
+    """Return text without control characters, which could move a terminal's cursor."""
     return "".join(character if character.isprintable() or character in keep else "�" for character in text)
 
 

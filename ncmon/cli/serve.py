@@ -45,7 +45,7 @@ def command(database: Path | None, listen: tuple[str, ...], headless: bool) -> i
 
 def has_terminal() -> bool:
     """Whether there is somebody to show a screen to and to ask."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
 def refuse_second(endpoints: list[str]) -> None:

@@ -13,8 +13,6 @@ from ncmon.errors import StoreError
 if TYPE_CHECKING:
     from ncmon.feed import Snapshot
 
-THEMES = ("auto", "dark", "light", "ansi", "mono")
-
 
 @click.command(
     "watch",
@@ -23,14 +21,14 @@ THEMES = ("auto", "dark", "light", "ansi", "mono")
 @click.argument("target", required=False)
 @click.option("--once", is_flag=True, help="Print what there is now and end, as without a terminal.")
 @click.option("--format", "form", type=click.Choice(("text", "json")), help="Of --once, which it implies.")
-@click.option("--theme", type=click.Choice(THEMES), default="auto", show_default=True, help="Colours of the screen.")
+@click.option("--theme", metavar="NAME", help="Colours of the screen; an unknown NAME is answered with the known.")
 @click.option("--ascii", "ascii_only", is_flag=True, help="Draw with letters only.")
-def command(target: str | None, once: bool, form: str | None, theme: str, ascii_only: bool) -> int:
+def command(target: str | None, once: bool, form: str | None, theme: str | None, ascii_only: bool) -> int:
     """Show runs in the terminal: of the daemon of this user, of an endpoint (ipc://...), or of a database file."""
     if not once and form is None and has_terminal():
         from ncmon.tui.app import run_ui
 
-        return run_ui(target, theme=None if theme == "auto" else theme, ascii=ascii_only)
+        return run_ui(target, theme=theme, ascii=ascii_only)
     return _look(target, form or "text")
 
 
