@@ -410,14 +410,15 @@ class Capture:
 
 def _select(model: nn.Module, names: Mapping[str, nn.Module], layers: str | Iterable[str]) -> dict[str, str]:
     """Return the names of the modules to tap, each with its pooling suffix or nothing."""
-    if layers == "auto":
+    if isinstance(layers, str) and layers.partition(":")[0] == "auto":
+        pooling = layers.partition(":")[2]
         stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
         if not stacks:
             return {}
         # The first of the longest: a Sequential inside a block is not longer than the network's own spine.
         name, longest = max(stacks, key=lambda pair: len(pair[1]))
         prefix = f"{canonical(name)}." if canonical(name) else ""
-        return {f"{prefix}{child}": "" for child, _ in longest.named_children()}
+        return {f"{prefix}{child}": pooling for child, _ in longest.named_children()}
     wanted: dict[str, str] = {}
     for pattern in [layers] if isinstance(layers, str) else layers:
         glob, _, pooling = pattern.partition(":")

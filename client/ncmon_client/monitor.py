@@ -12,28 +12,23 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import itertools
-import json
 import logging
 import os
 import random
-import socket
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ncmon_client import wire
-from ncmon_client._version import __version__
 from ncmon_client.accumulate import Reference
+from ncmon_client.batches import frozen, logits_of, split
 from ncmon_client.capture import Batch, Capture
-from ncmon_client.errors import ConfigError
+from ncmon_client.options import check, pooled, run_info
 from ncmon_client.outbox import Outbox
 from ncmon_client.schedule import Schedule
 from ncmon_client.sender import Sender
@@ -46,7 +41,6 @@ log = logging.getLogger("ncmon_client")
 CLOSE_S = 10.0
 """How long `close` waits for what is under way to a daemon that is there; it returns at once when none ever was."""
 ATEXIT_S = 2.0
-SPOOL_LEVELS = ("auto", "memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,13 +323,13 @@ class Monitor:
         """Run the loader once and yield what each batch showed."""
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         for item in loader:
-            inputs, labels = _split(item, device)
+            inputs, labels = split(item, device)
             self._capture.arm(True)
             output = self._model(**inputs) if isinstance(inputs, dict) else self._model(inputs)
             self._capture.pick_up()
             self._capture.armed = False
             with torch.autocast(device.type, enabled=False):
-                batch = self._capture.take(_logits(output), labels)
+                batch = self._capture.take(logits_of(output), labels)
             if window is not None:
                 window.steps += 1
             if isinstance(batch, Batch):
@@ -345,29 +339,13 @@ class Monitor:
 
     @contextlib.contextmanager
     def _frozen(self) -> Iterator[None]:
-        """Eval mode, no gradients, and all of it undone afterwards, the random state included.
-
-        A DataLoader draws its base seed from the global generator whenever it starts: without this a run with a
-        measurement in it would shuffle differently from one without.
-        """
-        modes = {module: module.training for module in self._model.modules()}
-        states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002 (the loop's own state)
-        on_cuda = any(parameter.is_cuda for parameter in self._model.parameters())
-        cuda = torch.cuda.get_rng_state() if on_cuda else None
+        """The model at frozen weights, and no step of training meanwhile."""
         fresh, self._fresh, self._measuring = self._fresh, False, True
         armed = self._capture.armed
         try:
-            self._model.eval()
-            with torch.no_grad():
+            with frozen(self._model):
                 yield
         finally:
-            for module, training in modes.items():
-                module.training = training
-            torch.set_rng_state(states[0])
-            random.setstate(states[1])
-            np.random.set_state(states[2])  # noqa: NPY002
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda)
             self._measuring, self._fresh, self._capture.armed = False, fresh, armed
             # What the pass took is the loop's own wish, not the hook's overhead.
             self._last_end = None
@@ -426,53 +404,29 @@ def watch(
     ConfigError
         For arguments that cannot be right. Nothing is raised into the loop after this has returned.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if criterion is not None and not isinstance(criterion, nn.Module):
-        raise ConfigError(
-            f"criterion: expected an nn.CrossEntropyLoss module, got {type(criterion).__name__}; for a functional loss"
-            " leave it out and call monitor.observe(logits, labels) once a batch"
-        )
-    if criterion is not None and not isinstance(criterion, nn.CrossEntropyLoss):
-        raise ConfigError(
-            f"criterion: expected nn.CrossEntropyLoss, got {type(criterion).__name__}; leave it out and call"
-            " monitor.observe(logits, labels) once a batch"
-        )
-    if every != "auto" and (not isinstance(every, int) or every < 1):
-        raise ConfigError(f"every: expected 'auto' or a number of steps from 1, got {every!r}")
-    if not 0 < overhead < 1:
-        raise ConfigError(f"overhead: expected a share of the training's time between 0 and 1, got {overhead!r}")
-    if window_steps < 1:
-        raise ConfigError(f"window_steps: expected a number of steps from 1, got {window_steps!r}")
-    if spool not in SPOOL_LEVELS:
-        raise ConfigError(f"spool: expected {' or '.join(SPOOL_LEVELS)} (windows are held in memory), got {spool!r}")
-    if pool not in ("auto", "cls", "mean", "tokens"):
-        raise ConfigError(f"pool: expected auto, cls, mean or tokens, got {pool!r}")
-    names = tuple(class_names or ())
-    if num_classes is not None and names and len(names) != num_classes:
-        raise ConfigError(f"class_names: expected {num_classes} names, one a class, got {len(names)}")
-    if pool != "auto" and layers != "auto":
-        given = [layers] if isinstance(layers, str) else list(layers)
-        layers = [name if ":" in name else f"{name}:{pool}" for name in given]
+    class_names = tuple(class_names or ())
+    check(
+        model,
+        criterion,
+        num_classes=num_classes,
+        class_names=class_names,
+        window_steps=window_steps,
+        every=every,
+        overhead=overhead,
+        pool=pool,
+        spool=spool,
+    )
+    info = run_info(
+        name=run or type(model).__name__,
+        run_id=run_id,
+        config=config,
+        tags=tags,
+        num_classes=num_classes,
+        class_names=class_names,
+    )
     if os.environ.get("NCMON_DISABLED") == "1":
         enabled = False
-    rank, world_size = _ranks()
-    chosen_id = run_id or os.environ.get("NCMON_RUN_ID") or uuid.uuid4().hex[:12]
-    info = wire.RunInfo(
-        run_id=chosen_id,
-        name=(run or type(model).__name__)[:256],
-        config=_json(config),
-        tags=[str(tag)[:256] for tag in itertools.islice(tags, 64)],
-        host=socket.gethostname()[:256],
-        pid=os.getpid(),
-        started=time.time(),
-        rank=rank,
-        world_size=world_size,
-        n_classes=num_classes or 2,
-        class_names=[str(name)[:256] for name in names],
-        client=__version__,
-    )
-    capture = Capture(model, layers=layers, num_classes=num_classes, log=log) if enabled else None
+    capture = Capture(model, layers=pooled(layers, pool), num_classes=num_classes, log=log) if enabled else None
     return Monitor(
         model,
         criterion,
@@ -492,53 +446,8 @@ def _with_classes(run: wire.RunInfo, n_classes: int) -> wire.RunInfo:
     return msgspec.structs.replace(run, n_classes=n_classes, class_names=names)
 
 
-def _ranks() -> tuple[int, int]:
-    """Return this process's rank and the number of ranks."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    try:
-        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError:
-        return 0, 1
-    return (rank, world_size) if 0 <= rank < world_size else (0, 1)
-
-
-def _json(config: Mapping[str, Any] | None) -> str:
-    """Return the configuration as a JSON object; what JSON cannot hold is kept as its repr."""
-    text = json.dumps({str(key): value for key, value in (config or {}).items()}, default=repr)
-    if len(text) > 64 * 1024:
-        raise ConfigError(f"config: expected at most 64 KB as JSON, got {len(text)} characters; leave large values out")
-    return text
-
-
 def _is_plain(criterion: nn.Module | None) -> bool | None:
     """Whether the criterion is cross-entropy of hard labels without smoothing or class weights; None when unknown."""
     if not isinstance(criterion, nn.CrossEntropyLoss):
         return None
     return criterion.label_smoothing == 0 and criterion.weight is None
-
-
-def _split(item: Any, device: torch.device) -> tuple[Any, Tensor]:
-    """Return inputs and labels of a loader's batch, on the model's device."""
-    if isinstance(item, Mapping):
-        inputs = {key: _to(value, device) for key, value in item.items() if key != "labels"}
-        return inputs, item["labels"].to(device)
-    if isinstance(item, tuple | list) and len(item) >= 2:
-        return _to(item[0], device), item[1].to(device)
-    raise TypeError(f"expected batches (x, y) or mappings with 'labels', got {type(item).__name__}")
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _logits(output: Any) -> Tensor:
-    """Return the logits of a model's output: the output, its attribute or key `logits`, or its first tensor."""
-    if isinstance(output, Tensor):
-        return output
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if found is None and isinstance(output, tuple | list):
-        found = output[0]
-    if not isinstance(found, Tensor):
-        raise TypeError(f"expected logits from the model, got {type(output).__name__} without them")
-    return found

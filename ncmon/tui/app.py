@@ -112,7 +112,7 @@ class NcmonApp(App[None]):
         self._draw()
 
     def _draw(self) -> None:
-        if isinstance(screen := self.screen, DataScreen):
+        if self.screen_stack and isinstance(screen := self.screen, DataScreen):
             screen.again()
 
     def _look_around(self) -> None:

@@ -58,7 +58,7 @@ def scale_of(arrays: list[FloatArray], *, log: bool = False, include: tuple[floa
             return Scale(low=0.1, high=1.0, log=True)
         low, high = float(every.min()), float(every.max())
         if high / low < 10:
-            middle = math.sqrt(low * high)
+            middle = math.sqrt(low) * math.sqrt(high)
             low, high = middle / 4, middle * 4
         # Outwards to round values: neat labels, and a scale that stays when the next value comes.
         return Scale(low=_round_log(low, up=False), high=_round_log(high, up=True), log=True)

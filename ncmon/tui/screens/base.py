@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, cast
 
 from rich.style import Style
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widgets import Footer
 
@@ -33,7 +35,9 @@ class DataScreen(Screen[None]):
     def again(self) -> None:
         """Draw what there is, as soon as there are widgets to draw on; the footer is the last of them."""
         if (snapshot := self.ncmon.shown) is not None and self.query(Footer):
-            self.show(snapshot)
+            # While the application ends, widgets go one by one and a last snapshot may still come.
+            with contextlib.suppress(NoMatches):
+                self.show(snapshot)
 
     def on_screen_resume(self) -> None:
         """Draw what came while the screen was hidden."""
