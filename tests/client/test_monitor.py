@@ -263,3 +263,9 @@ def test_large_payloads_travel_in_single_precision_and_say_so(monkeypatch: pytes
     ((meta, arrays),) = recorder.windows()
     assert arrays[0, "class_means"].dtype == np.float32
     assert "single precision" in meta.layers[0].note
+
+
+@pytest.mark.parametrize("run_id", ["with space", "x" * 65, "a/b"])
+def test_a_run_id_that_the_daemon_would_refuse_is_said_at_once(run_id: str) -> None:
+    with pytest.raises(ConfigError, match="run_id: expected"):
+        watch(nn.Sequential(nn.Linear(3, 2)), run_id=run_id)
