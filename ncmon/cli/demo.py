@@ -230,9 +230,7 @@ def _final(run: StoredRun) -> str:
             target = f"{target} = {number(metric.target(run.run.n_classes))}"
         rows.append((name, *values, target or ("bounds intra_cos_min from below" if metric is None else "")))
     last = max((window.epoch for window in windows.values()), default=-1)
-    head = (
-        f"run {clean(run.name)} ({run.run_id}), the features that enter the classifier, epoch {last} (counted from 0)"
-    )
+    head = f"run {clean(run.name)} ({run.run_id}), classifier's input, after {last + 1} epochs"
     return head + "\n" + table(Listing(columns=columns, rows=rows, empty="no window yet"))
 
 

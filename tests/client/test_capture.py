@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -407,3 +408,24 @@ def test_arguments_that_cannot_be_right_are_said_at_once(options: dict[str, Any]
 def test_data_parallel_is_refused() -> None:
     with pytest.raises(ncmon_client.ConfigError, match=r"watch model\.module"):
         ncmon_client.watch(nn.DataParallel(mlp()), endpoint=NOBODY)
+
+
+class FirstToken(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0]
+
+
+@pytest.mark.parametrize(("pool", "reduced"), [("cls", lambda h: h[:, 0]), ("mean", lambda h: h.mean(1))])
+def test_one_pooling_for_all_layers_that_name_none(pool: str, reduced: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), FirstToken(), nn.Linear(5, 3))
+    criterion = nn.CrossEntropyLoss()
+    monitor, recorder = recorded(model, criterion, pool=pool)
+    x, y = torch.randn(12, 6, 4), torch.arange(12) % 3
+    criterion(model(x), y)
+    monitor.epoch(0)
+    meta, arrays = only(recorder)
+    means = arrays[place(meta, "0"), "class_means"]
+    features = reduced(model[0](x)).detach().double()
+    expected = torch.stack([features[y == c].mean(0) for c in range(3)]).numpy()
+    np.testing.assert_allclose(means, expected, rtol=1e-5, atol=1e-6)

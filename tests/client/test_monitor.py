@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import ncmon_client
+import ncmon_client.errors
 from ncmon_client.capture import CLASSIFIER_INPUT
 from ncmon_client.window import LastWord
 from tests.client.hooking import NOBODY, Recorder, batch, cnn, images, mlp, place, recorded, two_pass
@@ -267,5 +268,5 @@ def test_large_payloads_travel_in_single_precision_and_say_so(monkeypatch: pytes
 
 @pytest.mark.parametrize("run_id", ["with space", "x" * 65, "a/b"])
 def test_a_run_id_that_the_daemon_would_refuse_is_said_at_once(run_id: str) -> None:
-    with pytest.raises(ConfigError, match="run_id: expected"):
-        watch(nn.Sequential(nn.Linear(3, 2)), run_id=run_id)
+    with pytest.raises(ncmon_client.errors.ConfigError, match="run_id: expected"):
+        ncmon_client.watch(nn.Sequential(nn.Linear(3, 2)), run_id=run_id, endpoint=NOBODY)

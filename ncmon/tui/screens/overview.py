@@ -168,7 +168,7 @@ def _empty(snapshot: Snapshot, filtered: bool) -> list[str]:
         "No run yet",
         "",
         "In the training script:",
-        "    monitor = ncmon_client.watch(model, criterion=criterion, optimizer=optimizer)",
+        "    monitor = ncmon_client.watch(model, criterion=criterion)",
         "or, to have a look:",
         "    ncmon demo",
     ]
