@@ -123,6 +123,10 @@ class Head:
     """(C,) plain cross-entropy, natural log."""
     correct: IntArray | None = None
     loss_nonfinite: IntArray | None = None
+    own_logit_sums: FloatArray | None = None
+    """(C,) sum of z, the own logit less the mean of all logits, of the samples in label_counts."""
+    own_loss_sums: FloatArray | None = None
+    """(C,) sum of g(z) = log(1 + (C-1) exp(-C/(C-1) z)) over the same samples: at most the loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -212,6 +212,9 @@ class ClosedWindow:
             ("loss_nonfinite", self.counts.nonfinite),
         ):
             arrays.append((name, -1, _host(tensor)))
+        own = [("own_logit_sums", _host(self.counts.own_logit)), ("own_loss_sums", _host(self.counts.own_loss))]
+        if all(np.isfinite(values).all() for _, values in own):
+            arrays += [(name, -1, values) for name, values in own]
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in self.head.tensors.values())
         if finite:
             for name, tensor in self.head.tensors.items():
