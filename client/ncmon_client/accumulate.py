@@ -31,9 +31,6 @@ from torch.nn.functional import softplus
 MAX_SCATTER_FEATURES = 1024
 """Above this width the second moment costs more than the layer's own forward pass and is left out."""
 
-MAX_PRECISE_LOSS_CLASSES = 4096
-"""Above this a copy of the logits costs more than the digits of a tiny loss are worth."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reference:
@@ -245,12 +242,8 @@ class HeadCounts:
         predicted = logits.argmax(1)
         target = rows.clamp(max=n_classes - 1)[:, None]
         own = logits.gather(1, target)
-        if n_classes <= MAX_PRECISE_LOSS_CLASSES:
-            # log(1 + sum of the wrong ones): a loss of 1e-9 keeps its digits, where logsumexp - own logit has none.
-            wrong = (logits - own).scatter_(1, target, -torch.inf)
-            loss = softplus(torch.logsumexp(wrong, 1))
-        else:
-            loss = torch.logsumexp(logits, 1) - own.squeeze(1)
+        # log(1 + sum of the wrong ones): a loss of 1e-9 keeps its digits, where logsumexp - own logit has none.
+        loss = softplus(torch.logsumexp((logits - own).scatter_(1, target, -torch.inf), 1))
         z = own.squeeze(1) - logits.mean(1)
         own_loss = softplus(math.log(n_classes - 1) - n_classes / (n_classes - 1) * z)
         finite = torch.isfinite(loss)
