@@ -18,12 +18,18 @@ from ncmon.errors import near
 COMMANDS = {
     "serve": "Receive windows from trainings, store them and show them.",
     "watch": "Show a daemon's runs, or a database's, in the terminal.",
-    "runs": "List the runs, newest first.",
+    "runs": "List the runs, newest first, or those that fulfil conditions.",
     "show": "Show the last window of a run, every layer and metric.",
     "history": "Show one metric of a run over time.",
     "bounds": "Show what is measured beside what is guaranteed.",
+    "compare": "Show runs side by side.",
     "metrics": "Say what each number means.",
     "query": "Ask the database in SQL, read-only.",
+    "tag": "Give a run tags.",
+    "note": "Write something down about a run.",
+    "rename": "Give a run another name.",
+    "delete": "Delete runs, after asking.",
+    "prune": "Throw away parts of runs, and give the space back.",
     "demo": "Train a small network and watch it.",
 }
 """Every command, in the order of the help, with its line in it; `ncmon.cli.NAME.command` is the command itself."""

@@ -81,10 +81,12 @@ def read_windows(
 
 
 def run_line(run: Run) -> str:
-    """Return the line above everything about a run."""
+    """Return what stands above everything about a run: one line, its tags and its note."""
     names = f"{run.name} ({run.run_id})"
     ended = f", ended {moment(run.ended)}" if run.ended is not None else ""
-    return lines([clean(f"{names}  {run.status}, began {moment(run.started)}{ended}, {run.n_classes} classes")])
+    head = [clean(f"{names}  {run.status}, began {moment(run.started)}{ended}, {run.n_classes} classes")]
+    tags = [clean("tags: " + ", ".join(run.tags))] if run.tags else []
+    return lines([*head, *tags, *(clean(f"note: {line}") for line in run.note.splitlines())])
 
 
 def window_line(window: WindowReadings) -> str:

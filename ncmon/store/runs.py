@@ -30,7 +30,7 @@ _ALIASES = {alias: metric.name for metric in METRICS for alias in metric.aliases
 
 RUN_COLUMNS = (
     "run_key, run_id, name, status, started, ended, host, pid, world_size, n_classes, class_names, config, tags,"
-    " client, last_seen"
+    " client, last_seen, note"
 )
 
 
@@ -343,6 +343,7 @@ def run_of(row: Sequence[Any]) -> Run:
         tags=tuple(json.loads(row[12])),
         client=row[13],
         last_seen=row[14],
+        note=row[15],
     )
 
 

@@ -51,7 +51,17 @@ def create_tables(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(name="create_tables", apply=create_tables),)
+def add_edits(connection: sqlite3.Connection) -> None:
+    """Make room for what the user says of a run: a note, and that name or tags are the user's, not the trainer's."""
+    connection.execute("ALTER TABLE run ADD COLUMN note TEXT NOT NULL DEFAULT ''")
+    connection.execute("ALTER TABLE run ADD COLUMN name_given INTEGER NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE run ADD COLUMN tags_given INTEGER NOT NULL DEFAULT 0")
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(name="create_tables", apply=create_tables),
+    Migration(name="add_edits", apply=add_edits),
+)
 """In order; the schema's number is how many have been applied."""
 
 SCHEMA = len(MIGRATIONS)
@@ -124,7 +134,7 @@ FROM run r JOIN layer l ON l.run_key = r.run_key JOIN {table} d ON d.layer_key =
 WHERE {where}"""  # noqa: S608 names are checked
 
 
-RUNS_VIEW = "SELECT run_id, name, status, started, ended, host, world_size, n_classes, config FROM run"
+RUNS_VIEW = "SELECT run_id, name, status, started, ended, host, world_size, n_classes, config, tags, note FROM run"
 
 _FIRST = (
     """CREATE TABLE migration (number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied REAL NOT NULL,
