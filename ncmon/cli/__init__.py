@@ -25,11 +25,13 @@ COMMANDS = {
     "compare": "Show runs side by side.",
     "metrics": "Say what each number means.",
     "query": "Ask the database in SQL, read-only.",
+    "export": "Write runs to files that other tools read.",
     "tag": "Give a run tags.",
     "note": "Write something down about a run.",
     "rename": "Give a run another name.",
     "delete": "Delete runs, after asking.",
     "prune": "Throw away parts of runs, and give the space back.",
+    "merge": "Take over the runs of other databases.",
     "demo": "Train a small network and watch it.",
 }
 """Every command, in the order of the help, with its line in it; `ncmon.cli.NAME.command` is the command itself."""

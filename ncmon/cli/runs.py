@@ -92,11 +92,11 @@ def command(
     emit(listing(kept[:limit], shown, empty=empty), form)
 
 
-def check_metrics(known: Sequence[str], asked: Sequence[str]) -> None:
-    """Raise `NotFound` with near names for what is not one number a window."""
+def check_metrics(known: Sequence[str], asked: Sequence[str], shape: str = ", of one number a window") -> None:
+    """Raise `NotFound` with near names for what is not among the metrics that can be meant."""
     for name in asked:
         if name not in known:
-            raise NotFound(f"no metric is named {name!r}, of one number a window{near(name, known)}")
+            raise NotFound(f"no metric is named {name!r}{shape}{near(name, known)}")
 
 
 def _holds(summary: RunSummary, conditions: Sequence[Condition]) -> bool:

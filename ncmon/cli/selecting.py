@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ncmon.errors import UsageError
+from ncmon.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
+    from ncmon.store.queries import Store
+    from ncmon.store.runs import StoredRun
     from ncmon.store.selection import Selection
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -71,6 +73,20 @@ def selection_of(
         since=None if since is None else moment_of(since, now=now),
         until=None if until is None else moment_of(until, now=now),
     )
+
+
+def pick_runs(store: Store, refs: Sequence[str], *, everything: bool, **selecting: Any) -> list[StoredRun]:
+    """Return the runs that were named, those that fulfil conditions, or all of them; raises `UsageError`."""
+    selection = selection_of(**selecting)
+    picked = any(selecting.values())
+    if bool(refs) + picked + everything != 1:
+        raise UsageError("say which runs: name them, or pick them by conditions (--name, --tag, ...), or take --all")
+    if refs:
+        return list({run.run_id: run for run in map(store.run, refs)}.values())
+    found = [run for run in store.runs() if selection(run.run)]
+    if not found:
+        raise NotFound("no run fulfils these conditions" if picked else f"{store.path} holds no run yet")
+    return found
 
 
 def moment_of(text: str, *, now: float) -> float:

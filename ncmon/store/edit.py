@@ -107,7 +107,7 @@ class Editor:
             run_id,
         )
         for part in _steps(windows):
-            with _taking_turns(), transaction(self._connection, self.path):
+            with taking_turns(), transaction(self._connection, self.path):
                 self._for_each("DELETE FROM array WHERE window_key = ?", part)
                 self._for_each("UPDATE window SET arrays = 0 WHERE window_key = ?", part)
         return len(windows)
@@ -137,7 +137,7 @@ WHERE (place - 1) % ? <> 0 AND rest > 1""",
             while True:
                 (before,) = self._connection.execute("PRAGMA freelist_count").fetchone()
                 if before:
-                    with _taking_turns():
+                    with taking_turns():
                         self._connection.execute(f"PRAGMA incremental_vacuum({STEP_PAGES})").fetchall()
                 (after,) = self._connection.execute("PRAGMA freelist_count").fetchone()
                 given += before - after
@@ -150,7 +150,7 @@ WHERE (place - 1) % ? <> 0 AND rest > 1""",
 
     def _delete_windows(self, windows: Sequence[int]) -> None:
         for part in _steps(windows):
-            with _taking_turns(), transaction(self._connection, self.path):
+            with taking_turns(), transaction(self._connection, self.path):
                 self._for_each("DELETE FROM window WHERE window_key = ?", part)
 
     def _for_each(self, sql: str, keys: Sequence[int]) -> None:
@@ -212,7 +212,7 @@ def check_text(text: str, what: str, longest: int) -> str:
 
 
 @contextmanager
-def _taking_turns() -> Iterator[None]:
+def taking_turns() -> Iterator[None]:
     """Stay out of the database for as long as the step inside took.
 
     Who waits for a lock of SQLite looks again every now and then; one step right after the other would keep a daemon

@@ -34,6 +34,20 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowColumns:
+    """Where the windows of one split stand in a run, ascending in step: four columns (n,)."""
+
+    step: IntArray
+    epoch: IntArray
+    """-1 where the loop named none."""
+    time: FloatArray
+    exact: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClassColumns:
     """One class array of one layer over windows, ascending in step."""
 
