@@ -26,6 +26,8 @@ COMMANDS = {
     "metrics": "Say what each number means.",
     "query": "Ask the database in SQL, read-only.",
     "export": "Write runs to files that other tools read.",
+    "plot": "Draw runs as PNG, SVG or PDF.",
+    "report": "Write one HTML file about a run.",
     "tag": "Give a run tags.",
     "note": "Write something down about a run.",
     "rename": "Give a run another name.",
