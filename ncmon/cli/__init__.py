@@ -34,6 +34,7 @@ COMMANDS = {
     "delete": "Delete runs, after asking.",
     "prune": "Throw away parts of runs, and give the space back.",
     "merge": "Take over the runs of other databases.",
+    "completion": "Make the shell complete commands, runs and metrics.",
     "demo": "Train a small network and watch it.",
 }
 """Every command, in the order of the help, with its line in it; `ncmon.cli.NAME.command` is the command itself."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ncmon.cli.arguments import RUN_HELP, check_split, database_option, examples, format_option, open_store, usual_split
+from ncmon.cli.completing import complete_layer, complete_metric, complete_run, complete_split
 from ncmon.cli.output import Column, Listing, clean, emit, lines, number, table, write
 from ncmon.cli.runs import check_metrics
 from ncmon.errors import UsageError
@@ -57,13 +58,27 @@ class Compared:
         f" passed a threshold, and what their configurations differ in.\n\n{RUN_HELP}"
     ),
 )
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
-@click.option("--metric", "metrics", multiple=True, metavar="M", help="Compare these metrics or bounds.")
+@click.argument("runs", nargs=-1, shell_complete=complete_run, required=True, metavar="RUN RUN...")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    shell_complete=complete_metric,
+    metavar="M",
+    help="Compare these metrics or bounds.",
+)
 @click.option(
     "--first", multiple=True, metavar="COND", help="Thresholds, as 'nc1_pinv<0.1', instead of the usual ones."
 )
-@click.option("--layer", metavar="L", default="classifier-input", show_default=True, help="Name of a layer.")
-@click.option("--split", metavar="S", help="By default train, or what there is instead.")
+@click.option(
+    "--layer",
+    shell_complete=complete_layer,
+    metavar="L",
+    default="classifier-input",
+    show_default=True,
+    help="Name of a layer.",
+)
+@click.option("--split", shell_complete=complete_split, metavar="S", help="By default train, or what there is instead.")
 @click.option("--epoch", type=int, metavar="E", help="Values of the last window up to this epoch.")
 @database_option
 @format_option

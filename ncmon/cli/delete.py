@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ncmon.cli.arguments import RUN_HELP, database_option, examples
+from ncmon.cli.completing import complete_run
 from ncmon.cli.editing import confirm, find_runs, label, labels, open_editor, refuse_alive
 from ncmon.cli.output import clean, lines, write
 
@@ -19,7 +20,7 @@ from ncmon.cli.output import clean, lines, write
         f" `ncmon prune` deletes parts, or many runs at once.\n\n{RUN_HELP}"
     ),
 )
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.argument("runs", nargs=-1, shell_complete=complete_run, required=True, metavar="RUN...")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Even a run that is still training; what it sends next begins it anew.")
 @database_option

@@ -9,6 +9,7 @@ import click
 
 from ncmon import config
 from ncmon.cli.arguments import RUN_HELP, database_option, examples, open_store
+from ncmon.cli.completing import complete_layer, complete_metric, complete_run, complete_split
 from ncmon.cli.output import clean, lines, write
 from ncmon.cli.runs import check_metrics
 from ncmon.cli.selecting import pick_runs, selection_options
@@ -38,14 +39,16 @@ TABLES = ("history", "class_history", "runs")
         f" Polars, or --tensorboard.\n\n{RUN_HELP} Or pick runs by the conditions that `ncmon runs` takes."
     ),
 )
-@click.argument("refs", nargs=-1, metavar="[RUN]...")
+@click.argument("refs", nargs=-1, shell_complete=complete_run, metavar="[RUN]...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="By its ending.")
 @click.option("--parquet", type=click.Path(path_type=Path), metavar="DIR", help="All tables, partitioned by run.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Event files.")
 @click.option("--table", type=click.Choice(TABLES), help="Of .csv, .jsonl and .parquet; by default history.")
-@click.option("--metric", "metrics", multiple=True, metavar="M", help="These metrics only.")
-@click.option("--layer", "layers", multiple=True, metavar="L", help="These layers only.")
-@click.option("--split", "splits", multiple=True, metavar="S", help="These splits only.")
+@click.option(
+    "--metric", "metrics", multiple=True, shell_complete=complete_metric, metavar="M", help="These metrics only."
+)
+@click.option("--layer", "layers", multiple=True, shell_complete=complete_layer, metavar="L", help="These layers only.")
+@click.option("--split", "splits", multiple=True, shell_complete=complete_split, metavar="S", help="These splits only.")
 @click.option("--all", "everything", is_flag=True, help="All runs.")
 @selection_options
 @database_option

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ncmon.cli.arguments import RUN_HELP, database_option, examples
+from ncmon.cli.completing import complete_run
 from ncmon.cli.editing import find_runs, label, open_editor
 from ncmon.cli.output import clean, lines, write
 from ncmon.errors import UsageError
@@ -25,7 +26,7 @@ MOST_LETTERS = 20_000
         f" it.\n\n{RUN_HELP}"
     ),
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.argument("text", required=False)
 @click.option("--clear", is_flag=True, help="Take the note away.")
 @database_option

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ncmon.cli.arguments import RUN_HELP, database_option, examples, open_store
+from ncmon.cli.completing import complete_layer, complete_metric, complete_run, complete_split
 from ncmon.cli.output import clean, lines, write
 from ncmon.cli.selecting import pick_runs, selection_options
 from ncmon.errors import StoreError, UsageError
@@ -49,12 +50,19 @@ TAKES = {
         f"{RUN_HELP} Or pick runs by the conditions that `ncmon runs` takes."
     ),
 )
-@click.argument("refs", nargs=-1, metavar="[RUN]...")
+@click.argument("refs", nargs=-1, shell_complete=complete_run, metavar="[RUN]...")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="By its ending.")
 @click.option("--kind", type=click.Choice(KINDS), default="metrics", show_default=True)
-@click.option("--metric", "metrics", multiple=True, metavar="M", help="These metrics instead of the usual.")
-@click.option("--layer", metavar="L", help="By default the classifier's input.")
-@click.option("--split", "splits", multiple=True, metavar="S", help="These splits.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    shell_complete=complete_metric,
+    metavar="M",
+    help="These metrics instead of the usual.",
+)
+@click.option("--layer", shell_complete=complete_layer, metavar="L", help="By default the classifier's input.")
+@click.option("--split", "splits", multiple=True, shell_complete=complete_split, metavar="S", help="These splits.")
 @click.option("--epoch", type=int, metavar="E", help="Of depth and classes.")
 @click.option("--against", metavar="KEY", help="Of sweep: the key of the configuration.")
 @click.option("--scale", type=click.Choice(("auto", "linear", "log")), default="auto", show_default=True)

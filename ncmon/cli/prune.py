@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ncmon.cli.arguments import database_option, examples, open_store
+from ncmon.cli.completing import complete_run
 from ncmon.cli.editing import confirm, find_runs, labels, open_editor, refuse_alive
 from ncmon.cli.output import clean, lines, write
 from ncmon.cli.selecting import selection_of, selection_options
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         "ncmon prune --runs --status failed --until 2026-10-01 --yes",
     ),
 )
-@click.argument("refs", nargs=-1, metavar="[RUN]...")
+@click.argument("refs", nargs=-1, shell_complete=complete_run, metavar="[RUN]...")
 @click.option("--arrays", is_flag=True, help="Class and pair arrays, but those of the last windows. Numbers stay.")
 @click.option("--thin", type=click.IntRange(min=2), metavar="N", help="Windows but the first, every Nth and the last.")
 @click.option("--runs", "whole", is_flag=True, help="Whole runs.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ncmon.cli.arguments import RUN_HELP, database_option, examples
+from ncmon.cli.completing import complete_run
 from ncmon.cli.editing import find_runs, open_editor
 from ncmon.cli.output import clean, lines, write
 
@@ -16,7 +17,7 @@ from ncmon.cli.output import clean, lines, write
     epilog=examples("ncmon rename latest digits-wd5e-4"),
     help=f"Give a run another name; its id stays. The name stays when the training resumes.\n\n{RUN_HELP}",
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.argument("name")
 @database_option
 def command(run: str, name: str, database: Path | None) -> None:

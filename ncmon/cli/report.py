@@ -8,6 +8,7 @@ import click
 
 import ncmon
 from ncmon.cli.arguments import RUN_HELP, database_option, examples, open_store
+from ncmon.cli.completing import complete_run
 from ncmon.cli.output import clean, lines, write
 from ncmon.cli.plot import save
 from ncmon.errors import UsageError
@@ -21,7 +22,7 @@ from ncmon.errors import UsageError
         f" needs nothing else: send it, keep it, print it.\n\n{RUN_HELP}"
     ),
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Ends in .html.")
 @database_option
 def command(run: str, output: Path, database: Path | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ncmon.cli.arguments import database_option, examples, format_option, open_store
+from ncmon.cli.completing import complete_metric
 from ncmon.cli.output import Column, Listing, emit
 from ncmon.cli.selecting import selection_of, selection_options
 from ncmon.errors import NotFound, near
@@ -55,7 +56,14 @@ SHORT_ID = 8
     metavar="KEY",
     help=f"A metric, {', '.join(FACTS)}, or a key of the configuration; -KEY turns it round.",
 )
-@click.option("--metric", "metrics", multiple=True, metavar="M", help="Show these instead of the usual five.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    shell_complete=complete_metric,
+    metavar="M",
+    help="Show these instead of the usual five.",
+)
 def command(
     database: Path | None,
     form: str,

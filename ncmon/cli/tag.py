@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ncmon.cli.arguments import RUN_HELP, database_option, examples
+from ncmon.cli.completing import complete_run
 from ncmon.cli.editing import find_runs, label, open_editor
 from ncmon.cli.output import clean, lines, write
 
@@ -19,7 +20,7 @@ from ncmon.cli.output import clean, lines, write
         f" Tags that were given here stay when the training resumes.\n\n{RUN_HELP}"
     ),
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.argument("tags", nargs=-1, metavar="[TAG]...")
 @click.option("--remove", is_flag=True, help="Take these tags away.")
 @database_option

@@ -73,7 +73,7 @@ def _panel(
         axis.plot([], [], color=style.GUARANTEED, linewidth=0.9, linestyle=(0, (1, 1)), label="bound of the same")
     log = series.is_log(name, [one.y for one in drawn], scale)
     if log:
-        axis.set_yscale("log")
+        style.logarithmic(axis)
     ideal = series.target(name, runs[0].run.n_classes)
     if ideal is not None and np.isfinite(ideal) and not (log and ideal <= 0):
         axis.axhline(ideal, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), label="perfect collapse", zorder=1)
@@ -100,7 +100,7 @@ def bounds(run: StoredRun, *, splits: Sequence[str] = (), scale: str = "auto") -
             if len(value) and shared.sum() == len(value):
                 axis.fill_between(value.x, value.y, measured.y[shared], color=style.COLOURS[1], alpha=0.12, linewidth=0)
             if series.is_log(bound.of, [measured.y, value.y], scale):
-                axis.set_yscale("log")
+                style.logarithmic(axis)
             _dress(axis, series.title(bound.of), by_step, empty=not len(measured))
             axis.legend(loc="best")
         for axis, bound in zip(axes[len(plain) :], classes, strict=True):

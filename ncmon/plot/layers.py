@@ -61,7 +61,7 @@ def depth(
                     drawn.append(column)
                 _name_layers(axis, layers)
             if series.is_log(name, drawn, scale):
-                axis.set_yscale("log")
+                style.logarithmic(axis)
             axis.set_title(series.title(name))
         shown = ", ".join(dict.fromkeys(series.one_split(run, splits) for run in runs))
         figure.suptitle(

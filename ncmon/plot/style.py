@@ -79,6 +79,15 @@ def grid(count: int, *, columns: int = 3, width: float = 3.3, height: float = 2.
     return figure, axes
 
 
+def logarithmic(axis: Axes) -> None:
+    """Make the upright axis logarithmic, its numbers plain text: formulas cost half of the time of a picture."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(LogFormatter())
+    axis.yaxis.set_minor_formatter(LogFormatter())
+
+
 def render(figure: Figure, form: str) -> bytes:
     """Return a figure as a file of one of `FORMATS`."""
     buffer = io.BytesIO()

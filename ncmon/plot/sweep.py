@@ -66,7 +66,7 @@ def sweep(
                             x, limits, "_", color=colour, markersize=10, label=f"{bound.name}, {style.text(split)}"
                         )
             if series.is_log(name, drawn, scale):
-                axis.set_yscale("log")
+                style.logarithmic(axis)
             ideal = series.target(name, runs[0].run.n_classes)
             if ideal is not None and np.isfinite(ideal) and axis.get_yscale() != "log":
                 axis.axhline(ideal, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), label="perfect collapse")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -62,6 +62,10 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __iter__(self) -> Iterator[StoredRun]:
+        """Go through the runs, newest first."""
+        return iter(self.runs())
 
     def revision(self) -> int:
         """Return a number that every change of the store increments."""
