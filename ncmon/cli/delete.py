@@ -17,7 +17,8 @@ from ncmon.cli.output import clean, lines, write
     epilog=examples("ncmon delete 3f2a", "ncmon delete lr-too-high lr-far-too-high --yes"),
     help=(
         "Delete runs with everything that is stored of them. `ncmon export RUN -o FILE.db` keeps a copy;"
-        f" `ncmon prune` deletes parts, or many runs at once.\n\n{RUN_HELP}"
+        " `ncmon prune` deletes parts, or many runs at once. New runs take the space; `ncmon prune --compact` gives it"
+        f" back to the file system.\n\n{RUN_HELP}"
     ),
 )
 @click.argument("runs", nargs=-1, shell_complete=complete_run, required=True, metavar="RUN...")
@@ -35,5 +36,4 @@ def command(runs: tuple[str, ...], yes: bool, force: bool, database: Path | None
         for run in found:
             windows = editor.delete(run.run_id)
             write(lines([clean(f"{label(run)}: deleted, {windows} windows")]))
-        editor.compact()
     return 0

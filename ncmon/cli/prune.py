@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--arrays", is_flag=True, help="Class and pair arrays, but those of the last windows. Numbers stay.")
 @click.option("--thin", type=click.IntRange(min=2), metavar="N", help="Windows but the first, every Nth and the last.")
 @click.option("--runs", "whole", is_flag=True, help="Whole runs.")
+@click.option("--compact", is_flag=True, help="Nothing; only give back the space of what was deleted before.")
 @selection_options
 @click.option("--dry-run", is_flag=True, help="Only say which runs it would be.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -40,6 +41,7 @@ def command(
     arrays: bool,
     thin: int | None,
     whole: bool,
+    compact: bool,
     dry_run: bool,
     yes: bool,
     database: Path | None,
@@ -49,8 +51,14 @@ def command(
 
     RUNs are named, or picked by the conditions that `ncmon runs` takes. Runs that are still training are left out.
     """
-    if arrays + whole + (thin is not None) != 1:
-        raise UsageError("say what is to go: one of --arrays, --thin N and --runs")
+    if arrays + whole + compact + (thin is not None) != 1:
+        raise UsageError("say what is to go: one of --arrays, --thin N, --runs and --compact")
+    if compact:
+        if refs or any(selecting.values()):
+            raise UsageError("--compact is about the whole database: leave runs and conditions out")
+        with open_editor(database) as editor:
+            write(f"{editor.compact() / 1e6:.1f} MB given back\n")
+        return 0
     selection = selection_of(**selecting)
     if refs and any(selecting.values()):
         raise UsageError("runs are either named or picked by conditions, not both")

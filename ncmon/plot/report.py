@@ -48,8 +48,8 @@ def report(run: StoredRun, *, version: str) -> str:
     windows = run.readings()
     parts = [
         _head(run, windows),
-        _section("Last values", _values(run, windows)) if windows else "<p>No window yet.</p>",
         _section("Over epochs", _picture(lambda: epochs.metrics([run]), "Metrics of the classifier's input")),
+        _section("Last values", _values(run, windows)) if windows else "<p>No window yet.</p>",
         _section(
             "Measured against guaranteed",
             _picture(lambda: epochs.bounds(run), "Bounds beside measurements"),

@@ -25,8 +25,11 @@ from ncmon.store.connection import BUSY_S, check_file, describe, harden, schema_
 
 STEP_WINDOWS = 50
 """Windows that are deleted in one transaction: tens of milliseconds at twenty layers."""
-STEP_PAGES = 2000
-"""Pages that are given back to the file system in one."""
+FIRST_PAGES = 64
+"""Pages that are given back to the file system in one, to begin with: moving one costs what the disk makes of it."""
+MOST_PAGES = 10_000
+STEP_S = 0.1
+"""What one such step shall take."""
 LEAST_PAUSE_S = 0.005
 LONGEST_NAME = 200
 LONGEST_TAG = 100
@@ -88,11 +91,13 @@ class Editor:
             "SELECT w.window_key FROM window w JOIN run r USING (run_key) WHERE r.run_id = ?", run_id
         )
         self._delete_windows(windows)
-        with transaction(self._connection, self.path):
-            self._connection.execute("DELETE FROM gap WHERE run_id = ?", (run_id,))
-            # Cascades take what has come since, and the layers.
-            if not self._connection.execute("DELETE FROM run WHERE run_id = ?", (run_id,)).rowcount:
-                raise NotFound(f"run {run_id} is no longer in {self.path}")
+        # Without its foreign keys: to check that no array is left of a layer SQLite would read all arrays there are.
+        self._connection.execute("PRAGMA foreign_keys = OFF")
+        try:
+            with transaction(self._connection, self.path):
+                self._delete_rest(run_id)
+        finally:
+            self._connection.execute("PRAGMA foreign_keys = ON")
         return len(windows)
 
     def drop_arrays(self, run_id: str) -> int:
@@ -131,14 +136,18 @@ WHERE (place - 1) % ? <> 0 AND rest > 1""",
 
     def compact(self) -> int:
         """Give free pages back to the file system; return how many bytes."""
-        given = 0
+        given, step = 0, FIRST_PAGES
         (size,) = self._connection.execute("PRAGMA page_size").fetchone()
         with _described(self.path):
             while True:
                 (before,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+                start = time.monotonic()
                 if before:
                     with taking_turns():
-                        self._connection.execute(f"PRAGMA incremental_vacuum({STEP_PAGES})").fetchall()
+                        # As a script: sqlite3 would take one step of a statement without columns, and free one page.
+                        self._connection.executescript(f"PRAGMA incremental_vacuum({step})")
+                        took = time.monotonic() - start
+                    step = min(max(int(step * STEP_S / max(took, 1e-3)), 1), 2 * step, MOST_PAGES)
                 (after,) = self._connection.execute("PRAGMA freelist_count").fetchone()
                 given += before - after
                 if not before or after >= before:
@@ -152,6 +161,36 @@ WHERE (place - 1) % ? <> 0 AND rest > 1""",
         for part in _steps(windows):
             with taking_turns(), transaction(self._connection, self.path):
                 self._for_each("DELETE FROM window WHERE window_key = ?", part)
+
+    def _delete_rest(self, run_id: str) -> None:
+        """Delete a run, its layers, whatever table refers to it, and the windows that have come in the meantime."""
+        found = self._connection.execute("SELECT run_key FROM run WHERE run_id = ?", (run_id,)).fetchone()
+        if found is None:
+            raise NotFound(f"run {run_id} is no longer in {self.path}")
+        of_windows = dict(self._referring("window"))
+        for table, column in of_windows.items():
+            self._connection.execute(
+                f"DELETE FROM {table} WHERE {column} IN (SELECT window_key FROM window WHERE run_key = ?)",  # noqa: S608
+                found,
+            )
+        for table, column in self._referring("layer"):
+            if table not in of_windows:
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE {column} IN (SELECT layer_key FROM layer WHERE run_key = ?)",  # noqa: S608
+                    found,
+                )
+        for table, column in self._referring("run"):
+            self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", found)  # noqa: S608 names of the schema
+        self._connection.execute("DELETE FROM gap WHERE run_id = ?", (run_id,))
+        self._connection.execute("DELETE FROM run WHERE run_key = ?", found)
+
+    def _referring(self, parent: str) -> list[tuple[str, str]]:
+        """Return the tables that refer to a table, and the column that does."""
+        return self._connection.execute(
+            """SELECT m.name, f."from" FROM sqlite_master m JOIN pragma_foreign_key_list(m.name) f
+WHERE m.type = 'table' AND f."table" = ?""",
+            (parent,),
+        ).fetchall()
 
     def _for_each(self, sql: str, keys: Sequence[int]) -> None:
         self._connection.executemany(sql, [(key,) for key in keys])

@@ -63,6 +63,7 @@ CASES = [
     (("prune", "--runs", "--yes"), 2, "delete everything"),
     (("prune", "--arrays", "run0", "--name", "x", "--yes"), 2, "not both"),
     (("prune", "--thin", "1"), 2, "--thin"),
+    (("prune", "--compact", "run0"), 2, "whole database"),
 ]
 
 

@@ -125,6 +125,9 @@ def test_delete_asks_first(run: Run, own: Path) -> None:
     assert "60 windows" in run("delete", "run0", *database, input="y\n").stdout
     assert run("delete", "run1", "run2", *database, "--yes").exit_code == 0
     assert ids(run, *database) == ["run3"]
+    size = own.stat().st_size
+    assert run("prune", "--compact", *database).stdout.endswith("MB given back\n")
+    assert own.stat().st_size < size / 2
 
 
 def test_a_run_that_is_training_is_not_deleted(run: Run, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

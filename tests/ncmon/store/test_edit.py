@@ -88,6 +88,24 @@ def test_delete_takes_everything_of_the_run_and_nothing_else(path: Path, writer:
     assert counts(path) == alone
 
 
+def test_delete_takes_what_refers_to_the_run_in_tables_of_other_versions(path: Path, writer: Writer) -> None:
+    fill(writer, "keep", STREAM, 2)
+    fill(writer, "gone", b"t" * 16, 2, name="other")
+    with closing(sqlite3.connect(path)) as connection:
+        for parent in ("run", "layer", "window"):
+            connection.execute(f"CREATE TABLE of_{parent} (a INTEGER REFERENCES {parent} ON DELETE CASCADE)")
+            connection.execute(f"INSERT INTO of_{parent} SELECT {parent}_key FROM {parent}")
+        connection.commit()
+    with Editor.open(path) as editor:
+        editor.delete("gone")
+        assert editor._connection.execute("PRAGMA foreign_keys").fetchone() == (1,)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        for parent in ("run", "layer", "window"):
+            kept = connection.execute(f"SELECT count(*) FROM {parent}").fetchone()
+            assert connection.execute(f"SELECT count(*) FROM of_{parent}").fetchone() == kept
+
+
 def test_a_run_that_is_deleted_under_its_trainer_begins_anew(path: Path, writer: Writer) -> None:
     fill(writer, "r", STREAM, 3)
     with Editor.open(path) as editor:
