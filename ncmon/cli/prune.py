@@ -83,7 +83,8 @@ def command(
     with open_editor(database) as editor:
         windows = sum(_prune(editor, run, arrays=arrays, thin=thin) for run in found)
         freed = editor.compact()
-    write(f"{len(found)} runs, {windows} windows, {freed / 1e6:.1f} MB given back\n")
+    runs = f"{len(found)} run{'s' if len(found) > 1 else ''}"
+    write(f"{runs}, {windows} windows, {freed / 1e6:.1f} MB given back\n")
     return 0
 
 

@@ -33,7 +33,7 @@ def metrics(
 ) -> Figure:
     """Draw one panel a metric. One run: all splits, a colour each. Several: train or `splits`, a colour a run."""
     asked = [series.check_metric(runs, name) for name in names] or list(USUAL)
-    at, shown = series.layer_of(runs, layer), series.splits_of(runs, splits)
+    shown, at = series.splits_of(runs, splits), series.layer_of(runs, layer)
     if not names and at != CLASSIFIER_INPUT:
         asked = [name for name in asked if not series.ENTRIES[name].at_classifier]
     if len(runs) > 1 and not splits:

@@ -101,7 +101,7 @@ def classes(
     epoch: int | None = None,
 ) -> Figure:
     """Draw a matrix of pairs of classes in the last window that keeps it, or the last of an epoch."""
-    at, split = series.layer_of([run], layer), series.one_split(run, splits)
+    split, at = series.one_split(run, splits), series.layer_of([run], layer)
     kept = run.matrices(name, layer=at, split=split)
     places = [place for place, found in enumerate(kept.epoch.tolist()) if epoch is None or found == epoch]
     if not places:

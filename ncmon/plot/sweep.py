@@ -37,7 +37,7 @@ def sweep(
     Runs of one value (several seeds) are joined by their mean.
     """
     asked = [series.check_metric(runs, name) for name in names] or list(USUAL)
-    at, shown = series.layer_of(runs, layer), series.splits_of(runs, splits)
+    shown, at = series.splits_of(runs, splits), series.layer_of(runs, layer)
     numbers = [(as_number(config_value(run.config, key)), run) for run in runs]
     placed = sorted(((x, run) for x, run in numbers if x is not None), key=lambda pair: pair[0])
     if not placed:

@@ -98,4 +98,5 @@ def test_a_run_without_windows_has_a_report_too(tmp_path: Path) -> None:
     with Store.open(tmp_path / "t.db") as store:
         page = Page(report(store.run("empty"), version="1"))
     assert "No window yet" in page.text
+    assert page.text.count("no window yet, nothing to draw") == 5
     assert "No picture of" in page.text
