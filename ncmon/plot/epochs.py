@@ -70,7 +70,7 @@ def _panel(
                     axis.plot(floor.x, floor.y, color=colour, linewidth=0.9, linestyle=(0, (1, 1)), alpha=0.8)
                     drawn.append(floor)
     if guards and drawn:
-        axis.plot([], [], color=style.GUARANTEED, linewidth=0.9, linestyle=(0, (1, 1)), label="bound of the same")
+        axis.plot([], [], color=style.GUARANTEED, linewidth=0.9, linestyle=(0, (1, 1)), label="its bound")
     log = series.is_log(name, [one.y for one in drawn], scale)
     if log:
         style.logarithmic(axis)

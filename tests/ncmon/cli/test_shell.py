@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,13 @@ def test_datasette_is_told_about_every_table_and_column(run: Run, made: Path) ->
     known = {entry.name for entry in (*METRICS, *BOUNDS) if entry.scope not in ("pair",)}
     assert known == {*told["tables"]["reading"]["columns"], *told["tables"]["class_reading"]["columns"]}
     assert run("metrics", "nc1_pinv", "--datasette", "runs").exit_code == 2
+
+
+def test_datasette_can_follow_every_foreign_key(made: Path) -> None:
+    """It fails on a page whose table refers to another without naming the column."""
+    with closing(sqlite3.connect(made)) as connection:
+        keys = connection.execute(
+            """SELECT m.name, f."from", f."table", f."to" FROM sqlite_master m JOIN pragma_foreign_key_list(m.name) f"""
+        ).fetchall()
+    assert len(keys) > 8
+    assert all(column == referred == f"{parent}_key" for _, column, parent, referred in keys)
