@@ -45,6 +45,8 @@ class Run:
     client: str = ""
     last_seen: float | None = None
     """Unix seconds of the last committed message, by the daemon's clock."""
+    note: str = ""
+    """What the user wrote about it."""
 
     def class_name(self, index: int) -> str:
         """Return the name of one class, its number where the run gave no names."""
