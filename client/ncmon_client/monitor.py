@@ -16,6 +16,7 @@ import logging
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,8 +27,9 @@ from torch import Tensor, nn
 
 from ncmon_client import wire
 from ncmon_client.accumulate import Reference
-from ncmon_client.batches import frozen, logits_of, split
+from ncmon_client.batches import frozen, split, supervised
 from ncmon_client.capture import Batch, Capture
+from ncmon_client.losses import Losses
 from ncmon_client.options import check, pooled, run_info
 from ncmon_client.outbox import Outbox
 from ncmon_client.schedule import Schedule
@@ -41,6 +43,8 @@ log = logging.getLogger("ncmon_client")
 CLOSE_S = 10.0
 """How long `close` waits for what is under way to a daemon that is there; it returns at once when none ever was."""
 ATEXIT_S = 2.0
+BLIND_LOSSES = 3
+"""So many losses without any forward pass before them are no accident."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +104,7 @@ class Monitor:
     ) -> None:
         self._pid = os.getpid()
         self._inert = capture is None
-        self._model, self._criterion, self._optimizer = model, criterion, optimizer
+        self._model, self._optimizer = model, optimizer
         self._run = run
         self._schedule = schedule
         self._window_steps = window_steps
@@ -119,11 +123,13 @@ class Monitor:
         self._forward_s = 0.0
         self._errors: dict[str, str] = {}
         self._last_error = ""
+        self._blind = 0
+        self._soft = False
+        self._losses = Losses(criterion, end_step=self._end_step, forget=self._forget, guard=self._safely, log=log)
         if capture is not None:
             self._capture = capture
             capture.on_forward(self._begin_step)
-            if criterion is not None:
-                capture.on_loss(criterion, self._loss_called)
+            self._losses.listen(model, capture)
             atexit.register(self._at_exit)
 
     @property
@@ -137,9 +143,27 @@ class Monitor:
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """Say logits (n, C) and labels (n,) of the training batch that just went through the model.
 
-        For functional losses; with a hooked criterion there is no need to call it.
+        For functional losses, and for hard labels where the criterion gets soft ones; with a hooked criterion of hard
+        labels there is no need to call it.
         """
-        self._end_step(logits, labels)
+        self._losses.told = True
+        if self._soft:
+            # The criterion was called with soft labels just before; what it was called on is still held.
+            self._soft = False
+            self._open.skipped -= Counter({"soft labels": 1})
+            self._look(logits, labels, -100)
+        else:
+            self._end_step(logits, labels)
+
+    @contextlib.contextmanager
+    def capture_loss(self) -> Iterator[None]:
+        """Take logits and labels from `torch.nn.functional.cross_entropy` while inside.
+
+        The function is replaced for the whole process meanwhile, which is why it has to be asked for. A loop that holds
+        the function itself (`from torch.nn.functional import cross_entropy`) is not heard, nor is compiled code.
+        """
+        with contextlib.nullcontext() if self._inert else self._losses.captured():
+            yield
 
     @_guarded
     def epoch(self, epoch: int) -> None:
@@ -222,18 +246,18 @@ class Monitor:
     def _begin_step(self) -> None:
         if self._measuring or self._inert or os.getpid() != self._pid:
             return
-        self._fresh = True
+        self._fresh, self._soft = True, False
         self._capture.arm(self._schedule.look())
 
     @_guarded
-    def _loss_called(self, logits: Tensor, labels: Tensor) -> None:
-        if not self._measuring and isinstance(logits, Tensor) and isinstance(labels, Tensor):
-            self._end_step(logits, labels)
+    def _safely(self, work: Callable[[], None]) -> None:
+        if not self._measuring:
+            work()
 
-    def _end_step(self, logits: Tensor, labels: Tensor) -> None:
-        # A loss without a forward pass in training mode before it: evaluation, or a second term of the same step.
+    def _end_step(self, logits: Tensor, labels: Tensor, *, ignore_index: int = -100, mixed: bool = False) -> bool:
+        """A step's logits and labels are known; return False when there was no step in training mode before them."""
         if not self._model.training or self._closed:
-            return
+            return False
         start = time.perf_counter()
         # A compiled model rings no bell when it begins; what its taps left says that it went forward.
         compiled = not self._fresh
@@ -242,26 +266,32 @@ class Monitor:
         left = self._capture.pick_up()
         if compiled and not left:
             self._capture.armed = False
-            return
+            self._unexplained()
+            return False
         self._fresh = False
         looked = self._capture.armed
         self._steps += 1
         self._open.steps += 1
         if looked:
             self._capture.armed = False
-            self._look(logits, labels)
+            if mixed:
+                self._skip("mixed labels")
+            else:
+                self._look(logits, labels, ignore_index)
         if self._open.steps >= self._window_steps:
             self._close_training_window()
         end = time.perf_counter()
         step_s = end - self._last_end if self._last_end is not None else None
         self._schedule.done(looked=looked, step_s=step_s, hook_s=end - start)
         self._last_end = end
+        return True
 
-    def _look(self, logits: Tensor, labels: Tensor) -> None:
+    def _look(self, logits: Tensor, labels: Tensor, ignore_index: int) -> None:
         try:
             with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-                batch = self._capture.take(logits, labels)
+                batch = self._capture.take(logits, labels, ignore_index)
                 if isinstance(batch, str):
+                    self._soft = batch == "soft labels"
                     self._skip(batch)
                 else:
                     self._sampled += 1
@@ -272,12 +302,31 @@ class Monitor:
 
     def _skip(self, why: str) -> None:
         self._open.skipped[why] += 1
-        if why == "no features" and why not in self._errors:
-            self._errors[why] = why
+        if why == "no features":
+            self._say_blind()
+
+    def _unexplained(self) -> None:
+        """A loss without a forward pass before it: a step's second term, or, from the very first on, blindness."""
+        if self._steps == 0:
+            self._blind += 1
+            if self._blind == BLIND_LOSSES:
+                self._say_blind()
+
+    def _say_blind(self) -> None:
+        if "blind" not in self._errors:
+            self._errors["blind"] = self._last_error = "losses but no features"
             log.warning(
                 "ncmon sees losses but no features: if the model was compiled before watch(), watch the model first and"
                 " compile it then, or pass the original module"
             )
+
+    def _forget(self) -> None:
+        """What the open window holds was mixed: begin it again."""
+        before = self._open
+        self._open = OpenWindow(exact=False, references=before.given)
+        self._open.steps, self._open.skipped = before.steps, before.skipped
+        self._open.skipped["mixed labels"] += before.sampled_steps
+        self._sampled -= before.sampled_steps
 
     # -- windows ------------------------------------------------------------------------------------------------------
 
@@ -287,7 +336,7 @@ class Monitor:
             return
         self._references["train"] = window.references()
         self._open = OpenWindow(exact=False, references=self._references["train"])
-        had_means = bool(window._references)
+        had_means = bool(window.given)
         self._offer(window, split="train", epoch=self._epoch, ncc_source="previous" if had_means else "none")
 
     def _offer(
@@ -307,7 +356,7 @@ class Monitor:
                 weight_decay=decay,
                 weight_decay_gamma=decay_gamma,
                 decoupled_decay=decoupled,
-                plain_loss=_is_plain(self._criterion),
+                plain_loss=self._losses.plain,
             ),
             overhead=self._schedule.overhead,
         )
@@ -329,7 +378,7 @@ class Monitor:
             self._capture.pick_up()
             self._capture.armed = False
             with torch.autocast(device.type, enabled=False):
-                batch = self._capture.take(logits_of(output), labels)
+                batch = self._capture.take(*supervised(self._model, output, labels))
             if window is not None:
                 window.steps += 1
             if isinstance(batch, Batch):
@@ -444,10 +493,3 @@ def _with_classes(run: wire.RunInfo, n_classes: int) -> wire.RunInfo:
 
     names = run.class_names if len(run.class_names) == n_classes else []
     return msgspec.structs.replace(run, n_classes=n_classes, class_names=names)
-
-
-def _is_plain(criterion: nn.Module | None) -> bool | None:
-    """Whether the criterion is cross-entropy of hard labels without smoothing or class weights; None when unknown."""
-    if not isinstance(criterion, nn.CrossEntropyLoss):
-        return None
-    return criterion.label_smoothing == 0 and criterion.weight is None

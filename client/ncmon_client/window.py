@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ncmon_client import wire
 from ncmon_client.accumulate import MAX_SCATTER_FEATURES, ClassMoments, HeadCounts, NearestCounts, Reference
-from ncmon_client.capture import CLASSIFIER_INPUT, Batch, HeadParameters, Layer
+from ncmon_client.capture import Batch
+from ncmon_client.head import HeadParameters
+from ncmon_client.layers import CLASSIFIER_INPUT, Layer
 
 PAYLOAD_BUDGET_BYTES = 8 * 1024 * 1024
 """Above this, class means and unit sums travel in single precision."""
@@ -42,7 +44,7 @@ class OpenWindow:
         self.sampled_steps = 0
         self.skipped: Counter[str] = Counter()
         self.began = time.time()
-        self._references = references
+        self.given = references
         self._layers: tuple[Layer, ...] = ()
         self._moments: dict[str, ClassMoments] = {}
         self._nearest: dict[str, NearestCounts] = {}
@@ -64,7 +66,7 @@ class OpenWindow:
         for name, moments in self._moments.items():
             moments.update(batch.features[name], batch.rows)
         for name, counts in self._nearest.items():
-            counts.update(self._precise(batch.features[name]), batch.rows, predicted, self._references[name])
+            counts.update(self._precise(batch.features[name]), batch.rows, predicted, self.given[name])
 
     def decide_again(self, batch: Batch, references: Mapping[str, Reference]) -> None:
         """Second pass of an exact window: only the nearest-class decisions, by the window's own means."""
@@ -90,7 +92,7 @@ class OpenWindow:
         device = batch.logits.device
         self._head = HeadCounts(self._n_classes, device)
         for layer in layers:
-            reference = self._references.get(layer.name)
+            reference = self.given.get(layer.name)
             self._moments[layer.name] = ClassMoments(
                 self._n_classes, layer.n_features, device, exact=self.exact, reference=reference
             )
