@@ -61,10 +61,17 @@ class _Tap:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling():
-            if not torch.compiler.is_exporting():
+            if not torch.compiler.is_exporting() and not _in_region():
                 self.traced = (args, output)
         elif self.capture.armed and not elsewhere():
             self.capture.keep(self, args, output)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"{name}: TorchScript cannot compile a watched model; script it before watch() or after monitor.close()"
+            if name == "__name__"
+            else name
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return contextlib.nullcontext().__exit__
@@ -83,8 +90,23 @@ class _Bell:
         if not torch.compiler.is_compiling() and not elsewhere():
             self.ring(*args)
 
+    __getattr__ = _Tap.__getattr__
     __deepcopy__ = _Tap.__deepcopy__
     __reduce__ = _Tap.__reduce__
+
+
+@torch.compiler.assume_constant_result
+def _in_region() -> bool:
+    """Whether a traced tap stands inside activation checkpointing or its kin; asked once, while tracing.
+
+    An attribute must not be written there: the graph would break, or fail to compile where it has to be whole.
+    """
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        return InstructionTranslator.current_tx().output.current_tracer.parent is not None
+    except Exception:  # private to torch: where it has moved, the tap does as everywhere else
+        return False
 
 
 def elsewhere() -> bool:
@@ -117,6 +139,7 @@ class Capture:
         if isinstance(model, nn.Linear):
             self._names[type(model).__name__] = model
         self._wanted = select(model, self._names, layers)
+        self._named = not (isinstance(layers, str) and layers.partition(":")[0] == "auto")
         self._kept: dict[str, Kept] = {}
         self._calls: dict[str, int] = {}
         self._head_kept: dict[str, tuple[Kept, Tensor]] = {}
@@ -347,8 +370,10 @@ class Capture:
             del self._taps[f"?{name}"]
         entering = heads[self._head][0] if self._head else None
         shapes: dict[str, tuple[Tensor, str]] = {}
+        doubles: list[str] = []
         for name, entry in kept.items():
             if name == self._head or (entering is not None and same(entry.tensor, entering.tensor)):
+                doubles.append(name)
                 continue
             pooled, reduction = self._pool(name, entry, len(logits))
             if pooled is not None and len(pooled) == len(logits):
@@ -372,6 +397,16 @@ class Capture:
             for index, (name, (pooled, reduction)) in enumerate(shapes.items())
         )
         self._resolved = True
+        seen = {name.partition("@")[0] for name in (*shapes, *doubles)}
+        missing = [name for name in self._wanted if name not in seen] if self._named else []
+        if not self.layers:
+            missing = missing or ["any layer that fits the labels"]
+        if missing:
+            self._log.warning(
+                "ncmon does not see %s: not called in the first batch, not one row a label, or inside activation"
+                " checkpointing of compiled code",
+                ", ".join(missing),
+            )
 
     def head(self) -> HeadParameters:
         """Return the classifier's parameters as they are now: copies on the device, nothing waits."""
