@@ -15,19 +15,57 @@ it. The shift is undone in float64 when the window is read: with delta_c = mean_
     S           = sum (h - s)(h - s)^T - sum_c n_c delta_c delta_c^T
 
 Exact windows are summed in float64 throughout.
+
+What it costs (`scripts/bench/accumulate`, times a copy of the features; one thread of a CPU). Sums by class are memory
+traffic: `index_add` where there are few samples, a product with the one-hot matrix where there are many samples of few
+classes, `embedding_bag` where there are many of both. `index_select` fetches the shifts 4 to 7 times faster than
+indexing does. The second moment is a product, far above everything else: S is symmetric, and only blocks on and above
+its diagonal are added up.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 MAX_SCATTER_FEATURES = 1024
 """Above this width the second moment costs more than the layer's own forward pass and is left out."""
+SCATTER_BLOCK = 128
+"""Rows of the second moment that are added in one product; smaller blocks skip more of it and multiply worse."""
+MANY_SAMPLES, FEW_CLASSES = 2048, 64
+"""Where the kernels' costs cross on a CPU."""
+
+Kernel = Literal["index_add", "gemm", "embedding_bag"]
+
+
+def kernel_for(n_samples: int, n_classes: int, device: torch.device) -> Kernel:
+    """Return the fastest way to sum by class for this shape."""
+    # Elsewhere products may be rounded to ten bits (TF32), and nothing was measured.
+    if device.type != "cpu" or n_samples < MANY_SAMPLES:
+        return "index_add"
+    return "gemm" if n_classes <= FEW_CLASSES else "embedding_bag"
+
+
+def add_by_class(sums: Tensor, unit_sums: Tensor, x: Tensor, units: Tensor, rows: Tensor, kernel: Kernel) -> None:
+    """Add x (n, d) and units (n, d) to the rows (n,) of two sums (C + 1, d)."""
+    if kernel == "index_add":
+        sums.index_add_(0, rows, x)
+        unit_sums.index_add_(0, rows, units)
+    elif kernel == "gemm":
+        one_hot = torch.zeros(len(sums), len(x), dtype=x.dtype, device=x.device).scatter_(0, rows[None], 1)
+        sums.addmm_(one_hot, x)
+        unit_sums.addmm_(one_hot, units)
+    else:
+        order = torch.argsort(rows)
+        begins = torch.searchsorted(rows[order], torch.arange(len(sums), device=x.device))
+        sums += functional.embedding_bag(order, x, begins, mode="sum")
+        unit_sums += functional.embedding_bag(order, units, begins, mode="sum")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,6 +101,7 @@ class ClassMoments:
         self.norms = zeros(rows)
         self.norm_squares = zeros(rows)
         self.scatter = zeros(n_features, n_features) if n_features <= MAX_SCATTER_FEATURES else None
+        """Its upper triangle; what lies below belongs to the blocks on the diagonal and is not read."""
         self.shift = zeros(rows, n_features)
         self._unknown = torch.ones(rows, dtype=torch.bool, device=device)
         # Whether any class is unknown is a question that would wait for an accelerator; there it stays open.
@@ -75,30 +114,45 @@ class ClassMoments:
     def update(self, features: Tensor, rows: Tensor) -> None:
         """Add a batch: features (n, d) and rows (n,) int64 in [0, C], C for samples that do not count."""
         h = features.to(self.sums.dtype)
-        norm_sq = (h * h).sum(1)
-        # One test finds NaN, infinities, and norms that single precision cannot hold.
-        finite = torch.isfinite(norm_sq)
-        self.nonfinite.index_add_(0, rows, (~finite).long())
-        rows = torch.where(finite, rows, self.n_classes)
-        counted = (rows < self.n_classes)[:, None]
-        h = torch.where(counted, h, 0)
-        norm_sq = torch.where(finite, norm_sq, 0)
+        # One pass finds NaN, infinities, and norms that single precision cannot hold.
+        norm = torch.linalg.vector_norm(h, dim=1)
+        finite = torch.isfinite(norm)
+        # On the host asking is cheap, and all samples nearly always count; an accelerator would have to be waited for.
+        clean = h.device.type == "cpu" and bool(finite.all()) and bool((rows < self.n_classes).all())
+        if not clean:
+            self.nonfinite.index_add_(0, rows, (~finite).long())
+            rows = torch.where(finite, rows, self.n_classes)
+            counted = (rows < self.n_classes)[:, None]
+            h = torch.where(counted, h, 0)
+            norm = torch.where(finite, norm, 0)
         ones = torch.ones_like(rows)
         if not self._settled:
             self._shift_new_classes(h, rows, ones)
-        x = torch.where(counted, h - self.shift[rows], 0)
-        norm = norm_sq.sqrt()
+        shifts = self.shift.index_select(0, rows)
+        x = torch.sub(h, shifts, out=shifts)
+        if not clean:
+            x = torch.where(counted, x, 0)
         self.counts.index_add_(0, rows, ones)
-        self.zero.index_add_(0, rows, (norm == 0).long())
-        self.sums.index_add_(0, rows, x)
-        self.squares.index_add_(0, rows, (x * x).sum(1))
-        self.unit_sums.index_add_(0, rows, h / torch.where(norm > 0, norm, 1)[:, None])
+        zero = norm == 0
+        self.zero.index_add_(0, rows, zero.long())
+        spread = torch.linalg.vector_norm(x, dim=1)
+        self.squares.index_add_(0, rows, spread * spread)
         self.norms.index_add_(0, rows, norm)
-        self.norm_squares.index_add_(0, rows, norm_sq)
+        self.norm_squares.index_add_(0, rows, norm * norm)
+        units = h / torch.where(zero, 1, norm)[:, None]
+        add_by_class(self.sums, self.unit_sums, x, units, rows, kernel_for(len(x), self.n_classes, x.device))
         if self.scatter is not None:
-            self.scatter.addmm_(x.T, x)
+            for begin in range(0, x.shape[1], SCATTER_BLOCK):
+                block = slice(begin, begin + SCATTER_BLOCK)
+                self.scatter[block, begin:].addmm_(x[:, block].T, x[:, begin:])
 
     def _shift_new_classes(self, h: Tensor, rows: Tensor, ones: Tensor) -> None:
+        if h.device.type == "cpu":
+            waiting = self._unknown & (self.counts == 0)
+            waiting[-1] = False
+            self._settled = not bool(waiting.any())
+            if not bool(waiting[rows].any()):
+                return
         batch_counts = torch.zeros_like(self.counts).index_add_(0, rows, ones)
         batch_sums = torch.zeros_like(self.sums).index_add_(0, rows, h)
         new = self._unknown & (self.counts == 0) & (batch_counts > 0)
@@ -141,8 +195,9 @@ class ClassMoments:
         within_sq = np.where(counts > 1, host(self.squares) - counts * np.einsum("ij,ij->i", delta, delta), 0.0)
         scatter = None
         if self.scatter is not None:
-            scatter = self.scatter.detach().to("cpu", torch.float64).numpy()
-            scatter = scatter - delta.T @ (counts[:, None] * delta)
+            upper = np.triu(self.scatter.detach().to("cpu", torch.float64).numpy())
+            scatter = upper + np.triu(upper, 1).T
+            scatter -= delta.T @ (counts[:, None] * delta)
         return Drained(
             class_counts=counts,
             class_means=means,

@@ -95,7 +95,7 @@ class _Bell:
     __reduce__ = _Tap.__reduce__
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _in_region() -> bool:
     """Whether a traced tap stands inside activation checkpointing or its kin; asked once, while tracing.
 
