@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +135,8 @@ class Capture:
         self.armed = False
         self.layers: tuple[Layer, ...] = ()
         self.dead = False
+        self.spent_s = 0.0
+        """What keeping took in the present step."""
         self._log = log
         self._names = {canonical(name): module for name, module in model.named_modules() if canonical(name)}
         if isinstance(model, nn.Linear):
@@ -244,6 +247,7 @@ class Capture:
 
     def keep(self, tap: _Tap, args: tuple[Any, ...], output: Any) -> None:
         """Keep what one module received and returned. Called by taps; catches everything."""
+        begin = time.perf_counter()
         try:
             probe = tap.key.startswith("?")
             name = tap.key.removeprefix("?")
@@ -268,6 +272,7 @@ class Capture:
                 self._norm_kept[name] = tensor
         except Exception:
             self.strike("a hook failed")
+        self.spent_s += time.perf_counter() - begin
 
     def _reference(self, key: str, tensor: Tensor, *, pool: bool = True) -> Kept:
         version = None if tensor.is_inference() else tensor._version

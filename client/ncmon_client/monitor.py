@@ -168,9 +168,11 @@ class Monitor:
     @_guarded
     def epoch(self, epoch: int) -> None:
         """An epoch is over: close its training window."""
+        begin = time.perf_counter()
         self._epoch = int(epoch)
         self._close_training_window()
         self._epoch = int(epoch) + 1
+        self._schedule.spent(time.perf_counter() - begin)
 
     @_guarded
     def measure(self, loader: Iterable[Any], split: str = "test", exact_ncc: bool = False) -> None:
@@ -282,7 +284,8 @@ class Monitor:
             self._close_training_window()
         end = time.perf_counter()
         step_s = end - self._last_end if self._last_end is not None else None
-        self._schedule.done(looked=looked, step_s=step_s, hook_s=end - start)
+        self._schedule.done(looked=looked, step_s=step_s, hook_s=end - start + self._capture.spent_s)
+        self._capture.spent_s = 0.0
         self._last_end = end
         return True
 

@@ -192,6 +192,8 @@ class ClosedWindow:
                 arrays.append(("within_scatter", place, drained.within_scatter))
             elif (span := drained.span()) is not None:
                 arrays += [("span_singular", place, span[0]), ("span_within", place, span[1])]
+            if self.moments[layer.name].thinned:
+                notes.append(f"second moment of one batch in {self.moments[layer.name].thinning}")
             if layer.n_features > MAX_SCATTER_FEATURES:
                 notes.append(f"no second moment above {MAX_SCATTER_FEATURES} features")
             if (decided := self.nearest.get(layer.name)) is not None:
