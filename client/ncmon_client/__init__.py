@@ -15,7 +15,8 @@ from ncmon_client._version import __version__
 from ncmon_client.errors import ClientError, ConfigError
 
 if TYPE_CHECKING:
-    from ncmon_client.monitor import Monitor, Status, watch
+    from ncmon_client.monitor import Monitor, watch
+    from ncmon_client.status import Status
 
 __all__ = ("ClientError", "ConfigError", "Monitor", "Status", "__version__", "watch")
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from ncmon_client import head
 from ncmon_client.errors import ConfigError
@@ -61,7 +62,8 @@ class _Tap:
         """What flowed past in compiled code."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if torch.compiler.is_compiling():
+        # In eager code this function is one that returns False; most steps are not looked at, and end here.
+        if is_dynamo_compiling():
             if not torch.compiler.is_exporting() and not _in_region():
                 self.traced = (args, output)
         elif self.capture.armed and not elsewhere():
@@ -88,7 +90,7 @@ class _Bell:
         self.ring = ring
 
     def __call__(self, *args: Any) -> None:
-        if not torch.compiler.is_compiling() and not elsewhere():
+        if not is_dynamo_compiling():
             self.ring(*args)
 
     __getattr__ = _Tap.__getattr__
@@ -113,7 +115,8 @@ def _in_region() -> bool:
 def elsewhere() -> bool:
     """Whether this forward pass is no step: a functional transform, a tracer, or a recomputation inside backward."""
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
         or torch._C._current_graph_task_id() != -1
     )
@@ -205,7 +208,7 @@ class Capture:
         """Call `ring` when the whole model begins a forward pass in training mode."""
 
         def begin(module: nn.Module, args: Any) -> None:
-            if module.training:
+            if module.training and not elsewhere():
                 ring()
 
         self._handles.append(self.model.register_forward_pre_hook(_Bell(begin)))

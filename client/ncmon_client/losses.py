@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional
 
 from ncmon_client.batches import supervised
-from ncmon_client.capture import Capture, elsewhere
+from ncmon_client.capture import Capture
 
 
 class EndStep(Protocol):
@@ -30,7 +31,7 @@ class EndStep(Protocol):
 
 
 class Losses:
-    """Listens to losses. `end_step` is called with each; `guard` runs a function so that nothing is raised."""
+    """Listens to losses. `end_step` is called with each, unless `deaf`; what fails is told to `failed`."""
 
     def __init__(
         self,
@@ -38,7 +39,8 @@ class Losses:
         *,
         end_step: EndStep,
         forget: Callable[[], None],
-        guard: Callable[[Callable[[], None]], None],
+        deaf: Callable[[], bool],
+        failed: Callable[[str, Exception], None],
         log: logging.Logger,
     ) -> None:
         self.told = False
@@ -46,7 +48,7 @@ class Losses:
         self.plain = _is_plain(criterion)
         """Whether the loss is cross-entropy of hard labels without smoothing or class weights; None when unknown."""
         self._criterion = criterion
-        self._end_step, self._forget, self._guard = end_step, forget, guard
+        self._end_step, self._forget, self._deaf, self._failed = end_step, forget, deaf, failed
         self._log = log
         self._mixed = False
         self._last: tuple[int, Tensor] | None = None
@@ -68,7 +70,7 @@ class Losses:
         @functools.wraps(original)
         def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             loss = original(input, target, *args, **kwargs)
-            if not torch.compiler.is_compiling() and not elsewhere():
+            if not is_dynamo_compiling():
                 # Positional arguments after the two: weight, size_average, ignore_index, ...
                 weight = args[0] if args else kwargs.get("weight")
                 ignored = args[2] if len(args) > 2 else kwargs.get("ignore_index", -100)
@@ -85,16 +87,21 @@ class Losses:
             self._capturing = False
 
     def _loss(self, logits: Any, labels: Any, *, ignore_index: int) -> None:
-        if not self.told and isinstance(logits, Tensor) and isinstance(labels, Tensor):
-            self._guard(functools.partial(self._heard, logits, labels, ignore_index))
+        if self.told or self._deaf() or not (isinstance(logits, Tensor) and isinstance(labels, Tensor)):
+            return
+        try:
+            self._heard(logits, labels, ignore_index)
+        except Exception as error:
+            self._failed("loss", error)
 
     def _labelled(self, model: nn.Module, output: Any, labels: Any) -> None:
-        def hear() -> None:
+        if self.told or self._capturing or self._deaf():
+            return
+        try:
             logits, own = supervised(model, output, labels)
             self._heard(logits, own, -100)
-
-        if not self.told and not self._capturing:
-            self._guard(hear)
+        except Exception as error:
+            self._failed("labels", error)
 
     def _heard(self, logits: Tensor, labels: Tensor, ignore_index: int) -> None:
         if self._end_step(logits, labels, ignore_index=ignore_index, mixed=self._mixed):

@@ -16,9 +16,9 @@ import logging
 import os
 import random
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self
 
@@ -28,15 +28,27 @@ from torch import Tensor, nn
 from ncmon_client import wire
 from ncmon_client.accumulate import Reference
 from ncmon_client.batches import frozen, split, supervised
-from ncmon_client.capture import Batch, Capture
+from ncmon_client.capture import Batch, Capture, elsewhere
 from ncmon_client.losses import Losses
 from ncmon_client.options import check, pooled, run_info
 from ncmon_client.outbox import Outbox
 from ncmon_client.schedule import Schedule
 from ncmon_client.sender import Sender
+from ncmon_client.status import Status
 from ncmon_client.window import LastWord, Objective, OpenWindow
 
 P = ParamSpec("P")
+
+_WATCHING: weakref.WeakSet[Monitor] = weakref.WeakSet()
+
+
+def _in_forked_child() -> None:
+    """A child's copy of a monitor does nothing. Told by the fork itself: asking for the pid is a system call a step."""
+    for monitor in list(_WATCHING):
+        monitor._inert = True
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
 
 log = logging.getLogger("ncmon_client")
 
@@ -47,37 +59,12 @@ BLIND_LOSSES = 3
 """So many losses without any forward pass before them are no accident."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """How the monitor does. Messages are windows and, at the end, the run's last word."""
-
-    run_id: str
-    accepted: int
-    """Messages taken over for delivery."""
-    acknowledged: int
-    """Messages that are in the store."""
-    refused: int
-    """Windows not taken because the buffer was full."""
-    spooled: int
-    """Messages on this machine's disk; 0 in this version, which keeps them in memory."""
-    connected: bool
-    steps: int
-    """Training steps so far."""
-    sampled_steps: int
-    """Of those, the ones whose features were looked at."""
-    every: int
-    """At present one step in this many is looked at."""
-    overhead: float | None
-    """Measured share of the training's time that the hook takes; None before the second step."""
-    last_error: str
-
-
 def _guarded(method: Callable[Concatenate[Monitor, P], None]) -> Callable[Concatenate[Monitor, P], None]:
     """Catch everything that a method raises, say it once, and do nothing at all in a child process or when disabled."""
 
     @functools.wraps(method)
     def call(self: Monitor, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        if self._inert or os.getpid() != self._pid:
+        if self._inert:
             return
         try:
             method(self, *args, **kwargs)
@@ -102,7 +89,6 @@ class Monitor:
         window_steps: int,
         endpoint: str,
     ) -> None:
-        self._pid = os.getpid()
         self._inert = capture is None
         self._model, self._optimizer = model, optimizer
         self._run = run
@@ -125,12 +111,15 @@ class Monitor:
         self._last_error = ""
         self._blind = 0
         self._soft = False
-        self._losses = Losses(criterion, end_step=self._end_step, forget=self._forget, guard=self._safely, log=log)
+        self._losses = Losses(
+            criterion, end_step=self._end_step, forget=self._forget, deaf=self._deaf, failed=self._failed, log=log
+        )
         if capture is not None:
             self._capture = capture
             capture.on_forward(self._begin_step)
             self._losses.listen(model, capture)
             atexit.register(self._at_exit)
+            _WATCHING.add(self)
 
     @property
     def run_id(self) -> str:
@@ -246,15 +235,13 @@ class Monitor:
     # -- what the hooks ring ------------------------------------------------------------------------------------------
 
     def _begin_step(self) -> None:
-        if self._measuring or self._inert or os.getpid() != self._pid:
+        if self._measuring or self._inert:
             return
         self._fresh, self._soft = True, False
         self._capture.arm(self._schedule.look())
 
-    @_guarded
-    def _safely(self, work: Callable[[], None]) -> None:
-        if not self._measuring:
-            work()
+    def _deaf(self) -> bool:
+        return self._measuring or self._inert
 
     def _end_step(self, logits: Tensor, labels: Tensor, *, ignore_index: int = -100, mixed: bool = False) -> bool:
         """A step's logits and labels are known; return False when there was no step in training mode before them."""
@@ -290,6 +277,8 @@ class Monitor:
         return True
 
     def _look(self, logits: Tensor, labels: Tensor, ignore_index: int) -> None:
+        if elsewhere():
+            return
         try:
             with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
                 batch = self._capture.take(logits, labels, ignore_index)
