@@ -144,6 +144,18 @@ class Monitor:
         else:
             self._end_step(logits, labels)
 
+    @_guarded
+    def observe_output(self, output: Any, labels: Tensor) -> None:
+        """Say the output and the labels of a model that finds its logits itself, a causal language model among them."""
+        with torch.no_grad():
+            logits, labels = supervised(self._model, output, labels)
+        self.observe(logits, labels)
+
+    @_guarded
+    def begin_step(self) -> None:
+        """A training step begins; for loops that call parts of the model and never the model itself."""
+        self._begin_step()
+
     @contextlib.contextmanager
     def capture_loss(self) -> Iterator[None]:
         """Take logits and labels from `torch.nn.functional.cross_entropy` while inside.
