@@ -31,6 +31,7 @@ from torch.compiler import is_dynamo_compiling
 
 from ncmon_client import head
 from ncmon_client.errors import ConfigError
+from ncmon_client.frequent import MAX_CLASSES, Frequent, most_frequent
 from ncmon_client.head import HeadParameters
 from ncmon_client.layers import CLASSIFIER_INPUT, Kept, Layer, canonical, first_tensor, pool, same, select
 
@@ -50,6 +51,12 @@ class Batch:
     """(n, C), detached."""
     rows: Tensor
     """(n,) int64 in [0, C]; C where the label is ignored or out of range."""
+    frequent: Frequent | None = None
+    """Which classes are kept, where there are too many of them."""
+
+    def places(self, classes: Tensor) -> Tensor:
+        """Return the places (n,) of classes among those that are kept."""
+        return classes if self.frequent is None else self.frequent.places[classes]
 
 
 class _Tap:
@@ -126,7 +133,13 @@ class Capture:
     """The taps on one model."""
 
     def __init__(
-        self, model: nn.Module, *, layers: str | Iterable[str], num_classes: int | None, log: logging.Logger
+        self,
+        model: nn.Module,
+        *,
+        layers: str | Iterable[str],
+        num_classes: int | None,
+        log: logging.Logger,
+        alone: bool = True,
     ) -> None:
         if isinstance(model, nn.DataParallel):
             raise ConfigError(
@@ -138,6 +151,9 @@ class Capture:
         self.armed = False
         self.layers: tuple[Layer, ...] = ()
         self.dead = False
+        self._alone = alone
+        self.frequent: Frequent | None = None
+        """The classes that are kept, where there are too many."""
         self.spent_s = 0.0
         """What keeping took in the present step."""
         self._log = log
@@ -340,7 +356,9 @@ class Capture:
             features[layer.name] = pooled
         counted = (labels >= 0) & (labels < n_classes) & (labels != ignore_index)
         rows = torch.where(counted, labels, n_classes)
-        return Batch(features=features, logits=logits, rows=rows)
+        if n_classes > MAX_CLASSES and self.frequent is None:
+            self.frequent = most_frequent(rows, n_classes, alone=self._alone)
+        return Batch(features=features, logits=logits, rows=rows, frequent=self.frequent)
 
     def _pool(self, name: str, entry: Kept, n_samples: int) -> tuple[Tensor | None, str]:
         pooling = self._wanted.get(name.partition("@")[0], "")
@@ -425,7 +443,7 @@ class Capture:
             if bias is not None:
                 tensors["bias"] = named[bias].detach().clone()
             return HeadParameters(name=canonical(weight), has_bias=bias is not None, tensors=tensors)
-        if not (self._head and self._head_is_linear):
+        if not (self._head and self._head_is_linear) or (self.num_classes or 0) > MAX_CLASSES:
             return HeadParameters(name=self._head)
         tensors = head.parameters(self._names[self._head])
         if "weight" not in tensors:

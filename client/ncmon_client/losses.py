@@ -23,6 +23,9 @@ from torch.nn import functional
 from ncmon_client.batches import supervised
 from ncmon_client.capture import Capture
 
+BLIND_LOSSES = 3
+"""So many losses without any forward pass before them are no accident."""
+
 
 class EndStep(Protocol):
     """Takes a step's logits and labels; returns False when no step was under way."""
@@ -53,6 +56,9 @@ class Losses:
         self._mixed = False
         self._last: tuple[int, Tensor] | None = None
         self._capturing = False
+        self._unexplained = 0
+        self.blindness = ""
+        """What is wrong when losses come and features do not."""
 
     def listen(self, model: nn.Module, capture: Capture) -> None:
         """Hook the criterion, or the model's own `labels` where there is none."""
@@ -102,6 +108,21 @@ class Losses:
             self._heard(logits, own, -100)
         except Exception as error:
             self._failed("labels", error)
+
+    def unexplained(self) -> None:
+        """A loss came without a forward pass before it, and no step ever had one."""
+        self._unexplained += 1
+        if self._unexplained == BLIND_LOSSES:
+            self.say_blind()
+
+    def say_blind(self) -> None:
+        """Say once that nothing is seen, and the likely reason."""
+        if not self.blindness:
+            self.blindness = "losses but no features"
+            self._log.warning(
+                "ncmon sees losses but no features: if the model was compiled before watch(), watch the model first and"
+                " compile it then, or pass the original module"
+            )
 
     def _heard(self, logits: Tensor, labels: Tensor, ignore_index: int) -> None:
         if self._end_step(logits, labels, ignore_index=ignore_index, mixed=self._mixed):

@@ -30,7 +30,7 @@ from ncmon_client.accumulate import Reference
 from ncmon_client.batches import frozen, split, supervised
 from ncmon_client.capture import Batch, Capture, elsewhere
 from ncmon_client.losses import Losses
-from ncmon_client.options import check, pooled, run_info
+from ncmon_client.options import check, pooled, run_info, with_classes
 from ncmon_client.outbox import Outbox
 from ncmon_client.schedule import Schedule
 from ncmon_client.sender import Sender
@@ -55,8 +55,6 @@ log = logging.getLogger("ncmon_client")
 CLOSE_S = 10.0
 """How long `close` waits for what is under way to a daemon that is there; it returns at once when none ever was."""
 ATEXIT_S = 2.0
-BLIND_LOSSES = 3
-"""So many losses without any forward pass before them are no accident."""
 
 
 def _guarded(method: Callable[Concatenate[Monitor, P], None]) -> Callable[Concatenate[Monitor, P], None]:
@@ -109,7 +107,6 @@ class Monitor:
         self._forward_s = 0.0
         self._errors: dict[str, str] = {}
         self._last_error = ""
-        self._blind = 0
         self._soft = False
         self._losses = Losses(
             criterion, end_step=self._end_step, forget=self._forget, deaf=self._deaf, failed=self._failed, log=log
@@ -233,7 +230,7 @@ class Monitor:
             sampled_steps=self._sampled,
             every=self._schedule.every,
             overhead=self._schedule.overhead,
-            last_error=self._last_error or (sender.last_error if sender is not None else ""),
+            last_error=self._last_error or self._losses.blindness or (sender.last_error if sender is not None else ""),
         )
 
     def __enter__(self) -> Self:
@@ -267,7 +264,8 @@ class Monitor:
         left = self._capture.pick_up()
         if compiled and not left:
             self._capture.armed = False
-            self._unexplained()
+            if self._steps == 0:
+                self._losses.unexplained()
             return False
         self._fresh = False
         looked = self._capture.armed
@@ -307,22 +305,7 @@ class Monitor:
     def _skip(self, why: str) -> None:
         self._open.skipped[why] += 1
         if why == "no features":
-            self._say_blind()
-
-    def _unexplained(self) -> None:
-        """A loss without a forward pass before it: a step's second term, or, from the very first on, blindness."""
-        if self._steps == 0:
-            self._blind += 1
-            if self._blind == BLIND_LOSSES:
-                self._say_blind()
-
-    def _say_blind(self) -> None:
-        if "blind" not in self._errors:
-            self._errors["blind"] = self._last_error = "losses but no features"
-            log.warning(
-                "ncmon sees losses but no features: if the model was compiled before watch(), watch the model first and"
-                " compile it then, or pass the original module"
-            )
+            self._losses.say_blind()
 
     def _forget(self) -> None:
         """What the open window holds was mixed: begin it again."""
@@ -366,7 +349,7 @@ class Monitor:
         )
         if self._sender is None:
             # Known from the first batch, where the caller did not say it.
-            self._run = _with_classes(self._run, int(str(closed.meta["n_classes"])))
+            self._run = with_classes(self._run, int(str(closed.meta["n_classes"])), self._capture.frequent)
             self._sender = Sender(endpoint=self._endpoint, run=self._run, outbox=self._outbox, log=log)
         if self._outbox.offer(closed, closed.nbytes):
             self._sender.start()
@@ -479,7 +462,10 @@ def watch(
     )
     if os.environ.get("NCMON_DISABLED") == "1":
         enabled = False
-    capture = Capture(model, layers=pooled(layers, pool), num_classes=num_classes, log=log) if enabled else None
+    alone = info.world_size == 1
+    capture = (
+        Capture(model, layers=pooled(layers, pool), num_classes=num_classes, alone=alone, log=log) if enabled else None
+    )
     return Monitor(
         model,
         criterion,
@@ -490,10 +476,3 @@ def watch(
         window_steps=window_steps,
         endpoint=endpoint or wire.default_endpoint(),
     )
-
-
-def _with_classes(run: wire.RunInfo, n_classes: int) -> wire.RunInfo:
-    import msgspec
-
-    names = run.class_names if len(run.class_names) == n_classes else []
-    return msgspec.structs.replace(run, n_classes=n_classes, class_names=names)

@@ -12,12 +12,14 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
 from ncmon_client import wire
 from ncmon_client._version import __version__
 from ncmon_client.errors import ConfigError
+from ncmon_client.frequent import Frequent
 
 SPOOL_LEVELS = ("auto", "memory")
 POOLS = ("auto", "cls", "mean", "tokens")
@@ -101,6 +103,15 @@ def run_info(
         class_names=[str(name)[:256] for name in class_names],
         client=__version__,
     )
+
+
+def with_classes(run: wire.RunInfo, n_classes: int, frequent: Frequent | None) -> wire.RunInfo:
+    """Return the run with its number of classes, known from the first batch; kept classes are called by their ids."""
+    names = run.class_names
+    if frequent is not None:
+        own = names if len(names) == len(frequent.places) - 1 else None
+        names = [own[index] if own else str(index) for index in frequent.ids.tolist()]
+    return msgspec.structs.replace(run, n_classes=n_classes, class_names=names if len(names) == n_classes else [])
 
 
 def ranks() -> tuple[int, int]:
