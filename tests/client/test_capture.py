@@ -16,7 +16,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import ncmon_client
-from ncmon_client.capture import CLASSIFIER_INPUT, canonical
+from ncmon_client.layers import CLASSIFIER_INPUT, canonical
 from tests.client.hooking import NOBODY, batch, cnn, images, mlp, place, recorded, two_pass
 
 
@@ -375,7 +375,7 @@ def test_a_hook_that_fails_never_reaches_the_loop_and_stops_after_three_times(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("ncmon_client.capture._first_tensor", broken)
+    monkeypatch.setattr("ncmon_client.capture.first_tensor", broken)
     with caplog.at_level(logging.WARNING, logger="ncmon_client"):
         for _ in range(5):
             step(model, criterion, *batch())
