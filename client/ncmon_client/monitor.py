@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Self
+from typing import Any, Concatenate, Literal, ParamSpec, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from ncmon_client.options import check, pooled, run_info
 from ncmon_client.outbox import Outbox
 from ncmon_client.schedule import Schedule
 from ncmon_client.sender import Sender
+from ncmon_client.spool import Level
 from ncmon_client.window import LastWord, Objective, OpenWindow
 
 P = ParamSpec("P")
@@ -55,7 +56,7 @@ class Status:
     refused: int
     """Windows not taken because the buffer was full."""
     spooled: int
-    """Messages on this machine's disk; 0 in this version, which keeps them in memory."""
+    """Accepted messages that are in the spool file on this machine's disk and not acknowledged yet."""
     connected: bool
     steps: int
     """Training steps so far."""
@@ -97,6 +98,7 @@ class Monitor:
         schedule: Schedule,
         window_steps: int,
         endpoint: str,
+        spool: str = "memory",
     ) -> None:
         self._pid = os.getpid()
         self._inert = capture is None
@@ -105,6 +107,7 @@ class Monitor:
         self._schedule = schedule
         self._window_steps = window_steps
         self._endpoint = endpoint
+        self._level = cast(Level, spool)
         self._outbox = Outbox()
         self._sender: Sender | None = None
         self._references: dict[str, dict[str, Reference]] = {}
@@ -200,7 +203,7 @@ class Monitor:
             accepted=counts.accepted,
             acknowledged=counts.acknowledged,
             refused=counts.refused,
-            spooled=0,
+            spooled=counts.spooled,
             connected=sender is not None and sender.connected,
             steps=self._steps,
             sampled_steps=self._sampled,
@@ -314,10 +317,13 @@ class Monitor:
         if self._sender is None:
             # Known from the first batch, where the caller did not say it.
             self._run = _with_classes(self._run, int(str(closed.meta["n_classes"])))
-            self._sender = Sender(endpoint=self._endpoint, run=self._run, outbox=self._outbox, log=log)
+            self._sender = Sender(
+                endpoint=self._endpoint, run=self._run, outbox=self._outbox, log=log, level=self._level
+            )
         if self._outbox.offer(closed, closed.nbytes):
             self._sender.start()
             self._sender.wake()
+            self._sender.settle()
 
     def _passes(self, loader: Iterable[Any], window: OpenWindow | None) -> Iterator[Batch]:
         """Run the loader once and yield what each batch showed."""
@@ -395,7 +401,9 @@ def watch(
     window_steps : training steps after which a window closes by itself.
     every : look at one step in this many; `"auto"` keeps the cost below the share `overhead` of the training's time.
     pool : `"auto"`, or the pooling suffix of all layers that name none.
-    spool : `"auto"` or `"memory"`; both hold windows in memory in this version.
+    spool : what goes to a file on this machine's disk, to outlive this process. `"auto"`: windows that the daemon did
+        not acknowledge within a second, and what is left at the end; `"always"`: every window at once, the loop waits
+        for it; `"fsync"`: likewise, confirmed by the disk; `"memory"`: nothing.
     endpoint : the daemon's; `$NCMON_ENDPOINT` or the user's own socket by default.
     enabled : False, or `NCMON_DISABLED=1`, makes everything do nothing.
 
@@ -436,6 +444,7 @@ def watch(
         schedule=Schedule(every=None if every == "auto" else every, budget=overhead, rng=random.Random(os.urandom(8))),
         window_steps=window_steps,
         endpoint=endpoint or wire.default_endpoint(),
+        spool=spool,
     )
 
 
