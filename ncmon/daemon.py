@@ -34,6 +34,7 @@ from ncmon.evaluate import evaluate
 from ncmon.model import Evaluation, Gap, Rejection, RunEnd, StreamSeq, Window
 from ncmon.reception import CREDIT_BYTES, Complaints, Reception
 from ncmon.store.writer import Stored, Writer
+from ncmon.sweep import Sweep
 from ncmon.transport import Transport
 from ncmon_client import wire
 
@@ -75,6 +76,7 @@ class Daemon:
         self._wall = wall
         self._complaints = Complaints(log, monotonic)
         self._reception = Reception(ledger=writer, collector=self._collector, log=log, complaints=self._complaints)
+        self._connected_runs: frozenset[str] = frozenset()
         self._batch: list[Stored] = []
         self._stored = 0
         self._started = wall()
@@ -244,9 +246,15 @@ class Daemon:
             },
         }
 
+    @property
+    def connected_runs(self) -> frozenset[str]:
+        """Which runs are connected, as of the last second; read by other threads."""
+        return self._connected_runs
+
     def _care(self) -> None:
         now = self._monotonic()
         self._next_care = now + IDLE_S
+        self._connected_runs = self._reception.connected_runs(self._transport.connected)
         self._reception.remind()
         # The parts of a message without an end are counted by no limit of the library (measured: 306 MB from 14).
         limit = MEMORY_LIMIT_BYTES + 2 * CREDIT_BYTES * self._transport.connected
@@ -340,6 +348,8 @@ def run_daemon(
         log.info("ready endpoint=%s database=%s pid=%d", ",".join(endpoints), database, os.getpid())
         if ready is not None:
             ready(endpoints)
+        local = [endpoint for endpoint in endpoints if config.ipc_path(endpoint) is not None]
+        stack.enter_context(Sweep(local, connected=lambda: daemon.connected_runs))
         while not stop.stopped:
             daemon.turn()
         log.info("stopped: %s", daemon.status()["counters"])

@@ -149,6 +149,11 @@ class Reception:
         known = self._streams.get(stream)
         return known.run.run_id if known is not None else ""
 
+    def connected_runs(self, peers: int) -> frozenset[str]:
+        """Return the runs of the `peers` streams that were heard of last: at most so many are connected."""
+        newest = list(self._streams.values())[-peers:] if peers else []
+        return frozenset(stream.run.run_id for stream in newest)
+
     # -- what the store said ------------------------------------------------------------------------------------------
 
     def stored(self, origins: Sequence[StreamSeq]) -> None:

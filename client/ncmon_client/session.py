@@ -359,7 +359,8 @@ class Session:
         if counts.spooled:
             some = "they" if counts.spooled == counts.held else f"{counts.spooled} of them"
             text += f"; {some} are on disk, the next client of this run or `ncmon spool push` delivers them"
-            self._warned = False
+        if self._warned:
+            self.notices.append((logging.INFO, text))
         self._warn(text)
 
 

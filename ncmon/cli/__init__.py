@@ -24,6 +24,7 @@ COMMANDS = {
     "bounds": "Show what is measured beside what is guaranteed.",
     "metrics": "Say what each number means.",
     "query": "Ask the database in SQL, read-only.",
+    "spool": "List and deliver what trainings could not deliver.",
     "demo": "Train a small network and watch it.",
 }
 """Every command, in the order of the help, with its line in it; `ncmon.cli.NAME.command` is the command itself."""
