@@ -71,6 +71,8 @@ class _Stream:
     run: wire.RunInfo
     committed: int
     expected: int
+    owner: str = ""
+    """Whose key opened it; empty for the owner of the daemon's account."""
     nacked: int = -1
     """The number that the last NACK asked for."""
 
@@ -115,8 +117,8 @@ class Reception:
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
-    def receive(self, peer: bytes, frames: Sequence[bytes], *, now: float, wall: float) -> list[Ready]:
-        """Take a message from connection `peer`; return what can be stored now.
+    def receive(self, peer: bytes, frames: Sequence[bytes], *, now: float, wall: float, user: str = "") -> list[Ready]:
+        """Take a message from connection `peer`, which showed the key of `user`; return what can be stored now.
 
         `now` is the monotonic clock, `wall` Unix time, both in seconds.
         """
@@ -125,7 +127,7 @@ class Reception:
         except WireError as error:
             return self._unreadable(peer, frames, error, now, wall)
         if isinstance(message.meta, wire.Hello):
-            self._hello(peer, message.stream, message.meta, wall)
+            self._hello(peer, message.stream, message.meta, wall, user)
             return []
         if message.kind not in wire.SEQUENCED:
             self._complaints.say("kind", f"a client sent {message.kind.name}, which only the daemon says")
@@ -182,7 +184,7 @@ class Reception:
 
     # -- sessions -----------------------------------------------------------------------------------------------------
 
-    def _hello(self, peer: bytes, stream_id: bytes, hello: wire.Hello, wall: float) -> None:
+    def _hello(self, peer: bytes, stream_id: bytes, hello: wire.Hello, wall: float, user: str) -> None:
         info = hello.run
         if not set(hello.versions) & set(wire.READABLE):
             spoken = ", ".join(map(str, wire.READABLE))
@@ -191,6 +193,9 @@ class Reception:
         known = self._streams.get(stream_id)
         if known is not None and (known.run.run_id, known.run.rank) != (info.run_id, info.rank):
             self._refuse(peer, stream_id, "stream", f"the stream belongs to run {known.run.run_id}")
+            return
+        if known is not None and user and known.owner != user:
+            self._refuse(peer, stream_id, "stream", "the stream belongs to another key")
             return
         try:
             run = ingest.to_run(info)
@@ -220,7 +225,7 @@ class Reception:
                 run.world_size,
                 committed,
             )
-            known = _Stream(peer=peer, run=info, committed=committed, expected=committed)
+            known = _Stream(peer=peer, run=info, committed=committed, expected=committed, owner=user)
             self._streams[stream_id] = known
             while len(self._streams) > MAX_STREAMS:
                 oldest, _ = self._streams.popitem(last=False)

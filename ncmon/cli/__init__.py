@@ -25,6 +25,7 @@ COMMANDS = {
     "metrics": "Say what each number means.",
     "query": "Ask the database in SQL, read-only.",
     "spool": "List and deliver what trainings could not deliver.",
+    "keys": "Say who may reach the daemon from other machines.",
     "demo": "Train a small network and watch it.",
 }
 """Every command, in the order of the help, with its line in it; `ncmon.cli.NAME.command` is the command itself."""

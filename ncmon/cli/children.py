@@ -115,7 +115,7 @@ def answering(endpoint: str, *, timeout_s: float = 0.3) -> int | None:
     """Return the pid of the daemon that answers at an ingest endpoint, None when there is none."""
     path = config.ipc_path(config.view_endpoint(endpoint))
     if path is None or not path.exists():
-        return None
+        return None  # over tcp a key would be needed; a port that is taken is refused by the system
     from ncmon.transport import status
 
     found = status(config.view_endpoint(endpoint), timeout_s=timeout_s)

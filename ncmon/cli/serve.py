@@ -18,14 +18,15 @@ from ncmon.errors import ListenError
 
 @click.command(
     "serve",
-    epilog=examples("ncmon serve", "ncmon serve --headless --db runs.db", "ncmon serve --listen ipc:///tmp/me/nc.sock"),
+    epilog=examples("ncmon serve", "ncmon serve --headless --db runs.db", "ncmon serve --listen tcp://10.0.0.5:7070"),
 )
 @database_option
 @click.option(
     "--listen",
     multiple=True,
     metavar="ENDPOINT",
-    help="Where trainings connect, by default $NCMON_ENDPOINT or the user's own socket. May be given several times.",
+    help="Where trainings connect, by default $NCMON_ENDPOINT or the user's own socket. May be given several times; "
+    "tcp://HOST:PORT, for other machines, takes two more ports behind it and needs keys (`ncmon keys`).",
 )
 @click.option("--headless", is_flag=True, help="Log instead of showing the terminal UI, as without a terminal.")
 def command(database: Path | None, listen: tuple[str, ...], headless: bool) -> int:
@@ -35,6 +36,9 @@ def command(database: Path | None, listen: tuple[str, ...], headless: bool) -> i
     """
     path = (config.default_database() if database is None else database.expanduser()).absolute()
     endpoints = [config.check_endpoint(endpoint) for endpoint in listen or (config.default_endpoint(),)]
+    if any(map(config.is_tcp, endpoints)) and not any(map(config.ipc_path, endpoints)):
+        # The terminal UI, `ncmon watch` and the trainings of this machine need no key.
+        endpoints.insert(0, config.default_endpoint())
     refuse_second(endpoints)
     if headless or not has_terminal():
         from ncmon.daemon import run_daemon

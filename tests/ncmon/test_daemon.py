@@ -483,7 +483,16 @@ def test_a_second_daemon_is_refused_on_the_same_database_and_on_the_same_socket(
 
 
 @pytest.mark.sockets
-@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:5555", "ipc://relative", "inproc://x"])
+def test_tcp_without_keys_is_refused_before_anything_is_made(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCMON_KEYS", str(site.path / "keys"))
+    child = site.launch(listen=["tcp://127.0.0.1:5555"])
+    assert child.wait(timeout=30) != 0
+    assert "tcp needs keys" in site.log().strip().splitlines()[-1]
+    assert not site.database.exists()
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1", "ipc://relative", "inproc://x"])
 def test_an_endpoint_that_others_could_reach_is_refused(site: Site, endpoint: str) -> None:
     child = site.launch(listen=[endpoint])
     assert child.wait(timeout=30) != 0
