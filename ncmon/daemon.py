@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 import ncmon
-from ncmon import config, ingest, security
+from ncmon import config, disk, ingest, prometheus, security
 from ncmon.collector import Collector, Ready
 from ncmon.desk import Desk
 from ncmon.errors import ListenError, Rejected, StoreError
@@ -50,6 +50,7 @@ PAUSE_MIN_S, PAUSE_MAX_S = 0.25, 2.0
 MEMORY_LIMIT_BYTES = 1024**3
 """Growth of resident memory, beyond what connected clients may have in flight, that cannot be honest traffic."""
 REBIND_EVERY_S = 30.0
+TRIM_EVERY_S = 60.0
 
 log = logging.getLogger("ncmon.daemon")
 
@@ -66,6 +67,8 @@ class Daemon:
         collector: Collector | None = None,
         compute: Callable[[Window], Evaluation] = evaluate,
         keyring: Keyring | None = None,
+        space: Callable[[Path], disk.Space | None] = disk.space,
+        max_bytes: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -82,9 +85,17 @@ class Daemon:
         self._complaints = Complaints(log, monotonic)
         self._reception = Reception(ledger=writer, collector=self._collector, log=log, complaints=self._complaints)
         self._connected_runs: frozenset[str] = frozenset()
+        self.counters: dict[str, int] = {}
+        """As of the last second; for other threads."""
         self._desk = Desk(database)
+        self._space = space
+        self._next_look = monotonic()
+        self._max_bytes = max_bytes
+        self._next_trim = monotonic() + TRIM_EVERY_S
+        self._trouble = ""
+        """Why nothing is stored at present; empty while the store works."""
         self._batch: list[Stored] = []
-        self._stored = 0
+        self._stored = self._rejected = 0
         self._started = wall()
         self._paused_until: float | None = None
         self._pause_s = PAUSE_MIN_S
@@ -179,20 +190,39 @@ class Daemon:
             batch, self._batch = self._batch, []
             if not batch:
                 return
+            self._check_space()
             self._write(batch)
         except Exception as error:
-            if self._pause_s == PAUSE_MIN_S:
-                text = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            if not self._trouble:
                 log.error("nothing is acknowledged until the store works again: %s", text)
+            self._trouble = text
             self._pause()
             return
-        if self._pause_s > PAUSE_MIN_S:
-            self._pause_s = PAUSE_MIN_S
+        self._pause_s = PAUSE_MIN_S
+        if self._trouble:
+            self._trouble = ""
             log.info("the store works again")
-        self._stored += len(batch)
+        for record in batch:
+            if isinstance(record.item, Rejection):
+                self._rejected += len(record.origins)
+            else:
+                self._stored += len(record.origins)
         self._reception.stored([origin for record in batch for origin in record.origins])
         self._send_answers()
         self._guard("news", self._publish)
+
+    def _check_space(self) -> None:
+        # Before the disk is full to the last byte: SQLite needs room to fold its journal back, and so do others.
+        now = self._monotonic()
+        if now >= self._next_look or self._trouble:
+            self._next_look = now + IDLE_S
+            found = self._space(self._database.parent)
+            if found is not None and found.tight:
+                raise StoreError(
+                    f"{self._database.parent} has {found.free >> 20} MB left of {found.total >> 20}: free some, "
+                    f"{found.floor >> 20} MB are left to others"
+                )
 
     def _pause(self) -> None:
         """Forget what is not committed; after a while every stream is asked for it again."""
@@ -251,11 +281,14 @@ class Daemon:
             "endpoint": self._transport.endpoints[0],
             "started": self._started,
             "revision": self._writer.revision,
+            "trouble": self._trouble,
             "counters": {
                 "accepted": counters.accepted,
                 "stored": self._stored,
-                "rejected": counters.rejected,
+                "rejected": self._rejected,
+                "waiting": self._collector.held_messages,
                 "duplicates": counters.duplicates,
+                "refused": counters.refused + (self._transport.gate.refused if self._transport.gate else 0),
                 "connected": self._transport.connected,
             },
         }
@@ -268,9 +301,13 @@ class Daemon:
     def _care(self) -> None:
         now = self._monotonic()
         self._next_care = now + IDLE_S
+        self.counters = self.status()["counters"]
         self._connected_runs = self._reception.connected_runs(self._transport.connected)
         self._reception.remind()
         self._guard("the list of keys", self._watch_keys)
+        if self._max_bytes is not None and now >= self._next_trim and not self._trouble:
+            self._next_trim = now + TRIM_EVERY_S
+            self._guard("the size of the store", self._trim, self._max_bytes)
         # The parts of a message without an end are counted by no limit of the library (measured: 306 MB from 14).
         limit = MEMORY_LIMIT_BYTES + 2 * CREDIT_BYTES * self._transport.connected
         grown = resident_bytes() - self._memory_base
@@ -281,6 +318,11 @@ class Daemon:
             self._rebound_at = now
             # What the allocator does not give back is not held against those who come next.
             self._memory_base = resident_bytes()
+
+    def _trim(self, max_bytes: int) -> None:
+        dropped = self._writer.trim(max_bytes)
+        if dropped:
+            log.info("arrays of %d old windows were dropped, to stay below %d MB", dropped, max_bytes >> 20)
 
     def _watch_keys(self) -> None:
         """Follow the list of keys; whose key is no longer on it is cut off, and everybody else comes back at once."""
@@ -304,12 +346,16 @@ def run_daemon(
     *,
     ready: Callable[[tuple[str, ...]], None] | None = None,
     stop: StopSignal | None = None,
+    metrics: str | None = None,
+    max_bytes: int | None = None,
 ) -> int:
     """Serve `database` at the endpoints `listen` (by default the user's own) until SIGTERM or SIGINT; return 0.
 
     `ready` is called with the endpoints once clients can connect; a line in the log that begins with `ready` says the
-    same. Raises `ListenError` or `StoreError` where it cannot begin: another daemon serves the database or a socket,
-    an endpoint is not allowed, a directory is open to others, the database is not ours.
+    same. `metrics` is HOST:PORT for Prometheus; `max_bytes` the size that arrays may fill.
+
+    Raises `ListenError` or `StoreError` where it cannot begin: another daemon serves the database or a socket, an
+    endpoint is not allowed, keys are missing, a directory is open to others, the database is not ours.
     """
     if not logging.getLogger().hasHandlers():
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
@@ -318,6 +364,13 @@ def run_daemon(
     key = keyring.server() if keyring is not None else None
     if keyring is not None and not keyring.allowed():
         raise ListenError("tcp needs keys, and nobody has one: `ncmon keys new NAME --write` for a machine that trains")
+    kind = disk.network_kind(database.parent)
+    if kind and os.environ.get("NCMON_NETWORK_DISK") != "1":
+        raise StoreError(
+            f"{database} is on a network file system ({kind}), where SQLite's journal is not safe: put it on a local "
+            "disk with --db, or set NCMON_NETWORK_DISK=1 where only this machine ever opens it"
+        )
+    at = prometheus.address(metrics) if metrics is not None else None
     sockets = [path for path in map(config.ipc_path, endpoints) if path is not None]
     with ExitStack() as stack:
         for path in sockets:
@@ -336,7 +389,7 @@ def run_daemon(
             transport = Transport(endpoints, wake_fd=stop.fileno(), key=key, allowed=allowed)
         stack.enter_context(transport)
         transport.prove()
-        daemon = Daemon(writer=writer, transport=transport, database=database, keyring=keyring)
+        daemon = Daemon(writer=writer, transport=transport, database=database, keyring=keyring, max_bytes=max_bytes)
         stack.callback(daemon.close)
         proof: Proof | None = None
         if transport.gate is not None and key is not None:
@@ -344,6 +397,8 @@ def run_daemon(
         log.info("ready endpoint=%s database=%s pid=%d", ",".join(endpoints), database, os.getpid())
         if ready is not None:
             ready(endpoints)
+        if at is not None:
+            stack.callback(prometheus.serve(at, database, lambda: daemon.counters))
         local = [endpoint for endpoint in endpoints if config.ipc_path(endpoint) is not None]
         stack.enter_context(Sweep(local, connected=lambda: daemon.connected_runs))
         while not stop.stopped:

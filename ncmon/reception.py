@@ -57,9 +57,11 @@ class Counters:
     """What happened since the daemon began."""
 
     accepted: int = 0
-    """Messages that took their turn."""
+    """Messages that took their turn: each is stored, kept as a rejection, or waits."""
     rejected: int = 0
-    """Messages that can never become a window, and sessions that were refused."""
+    """Messages that can never become a window."""
+    refused: int = 0
+    """Sessions that were refused, and messages of nobody."""
     duplicates: int = 0
     """Messages that came again."""
 
@@ -174,6 +176,7 @@ class Reception:
         for stream_id, stream in self._streams.items():
             with suppress(Exception):  # a store that cannot even be read is asked again after the next pause
                 stream.committed = self._ledger.stream_next(stream_id) or 0
+            self.counters.accepted -= max(0, stream.expected - stream.committed)
             if stream.expected != stream.committed:
                 stream.expected = stream.nacked = stream.committed
                 self._answer(stream.peer, stream_id, wire.Nack(next=stream.committed))
@@ -292,7 +295,7 @@ class Reception:
     ) -> list[Ready]:
         address = ingest.address(frames)
         if address is None or address.kind not in wire.SEQUENCED:
-            self.counters.rejected += 1
+            self.counters.refused += 1
             self._complaints.say(error.code, f"a message was dropped ({error.code}): {error}")
             if address is not None and address.kind is wire.Kind.HELLO:
                 refuse = wire.Refuse(code=error.code, text=printable(str(error)))
@@ -334,7 +337,7 @@ class Reception:
                 self._answer(stream.peer, stream_id, wire.Ack(next=stream.committed))
 
     def _refuse(self, peer: bytes, stream_id: bytes, code: str, text: str) -> None:
-        self.counters.rejected += 1
+        self.counters.refused += 1
         self._complaints.say(code, f"a client is refused ({code}): {text}")
         self._answer(peer, stream_id, wire.Refuse(code=code, text=text[:MAX_REFUSAL_CHARS]))
 

@@ -37,7 +37,6 @@ SEND_HWM = 256
 MAX_REQUEST_BYTES = 4096
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 HANDSHAKE_MS = 3_000
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 2_000, 6_000
 REBIND_S = 3.0
 TOPIC = b"rev"
 _REVISION = struct.Struct("<Q")
@@ -254,8 +253,12 @@ class Transport:
             zmq.RCVHWM: RECEIVE_HWM,
             zmq.SNDHWM: SEND_HWM,
             zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
-            zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
-            zmq.HEARTBEAT_TIMEOUT: HEARTBEAT_TIMEOUT_MS,
+            # Not the library's heartbeats: a peer that fills its queue and hangs up makes their timer abort the whole
+            # process (libzmq 4.3.5, `!_io_error`, its issues 3937 and 4767). The system notices dead machines.
+            zmq.TCP_KEEPALIVE: 1,
+            zmq.TCP_KEEPALIVE_IDLE: 10,
+            zmq.TCP_KEEPALIVE_INTVL: 5,
+            zmq.TCP_KEEPALIVE_CNT: 3,
         }
         for option, value in {**common, **options}.items():
             socket.setsockopt(option, value)

@@ -16,8 +16,6 @@ from ncmon_client import keys, session, wire
 if TYPE_CHECKING:
     import zmq
 
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 2_000, 6_000
-
 
 def step(talk: session.Session, line: Line, now: float, *, longest_s: float = 60.0) -> None:
     """Do what the session says, and tell it what came of it; wait at most `longest_s`."""
@@ -86,9 +84,15 @@ class Line:
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._socket.setsockopt(zmq.SNDHWM, 1_000)  # above any credit: how much is in flight is the session's business
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_META_BYTES + 1024)
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-        self._socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+        # Not the library's heartbeats: with a full queue their timer can abort the whole process, which is a training
+        # (libzmq 4.3.5, its issues 3937 and 4767). The session watches what is in flight; the system does the rest.
+        for option, value in (
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, 10),
+            (zmq.TCP_KEEPALIVE_INTVL, 5),
+            (zmq.TCP_KEEPALIVE_CNT, 3),
+        ):
+            self._socket.setsockopt(option, value)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, 3_000)
         if self._endpoint.startswith("tcp://"):
             try:

@@ -26,6 +26,7 @@ COMMANDS = {
     "query": "Ask the database in SQL, read-only.",
     "spool": "List and deliver what trainings could not deliver.",
     "keys": "Say who may reach the daemon from other machines.",
+    "doctor": "Say what is wrong, and what to type.",
     "demo": "Train a small network and watch it.",
 }
 """Every command, in the order of the help, with its line in it; `ncmon.cli.NAME.command` is the command itself."""

@@ -99,9 +99,10 @@ class Child:
         self.process.returncode = 0
 
 
-def start_daemon(database: Path, listen: Sequence[str], *, log: Path) -> Child:
+def start_daemon(database: Path, listen: Sequence[str], *, log: Path, more: Sequence[str] = ()) -> Child:
     """Start a daemon and wait until it answers; raises `NcmonError` with its own words when it does not."""
     arguments = ["serve", "--headless", "--db", str(database), *(part for one in listen for part in ("--listen", one))]
+    arguments += more
     child = Child("daemon", "ncmon.cli", arguments, log=log)
     try:
         _wait_until_ready(child, listen[0])

@@ -1,8 +1,8 @@
 """SIGKILL the daemon again and again under several clients; nothing may be lost and nothing stored twice.
 
     python scripts/faults/kill_daemon.py                                20 kills, 20,000 windows, 2 clients
-    python scripts/faults/kill_daemon.py --control ack-first            acknowledged before the commit: windows are lost
-    python scripts/faults/kill_daemon.py --control no-dedupe            the store forgets its streams: windows come twice
+    python scripts/faults/kill_daemon.py --control ack-first            acknowledged too early: windows are lost
+    python scripts/faults/kill_daemon.py --control no-dedupe            streams are forgotten: windows come twice
 
 The controls break one promise each; where they show no loss and no doubles, this script proves nothing.
 """

@@ -103,7 +103,7 @@ class Stand:
         return {
             "accepted": sum(map(len, accepted.values())),
             "lost": sum(len(steps - set(found.get(run, ()))) for run, steps in accepted.items()),
-            "doubled": sum(len(steps) - len(set(steps)) for steps in found.values()),
+            "doubled": sum(len(found.get(run, ())) - len(set(found.get(run, ()))) for run in accepted),
             "integrity": self.rows("PRAGMA integrity_check")[0][0],
             "rejected": self.rows("SELECT count(*) FROM rejected")[0][0],
         }

@@ -26,6 +26,7 @@ import zmq
 import ncmon
 from ncmon.config import view_endpoint
 from ncmon.daemon import PAUSE_MAX_S, Daemon, resident_bytes
+from ncmon.disk import Space
 from ncmon.errors import Rejected, StoreError
 from ncmon.evaluate import evaluate
 from ncmon.model import Evaluation, Rejection, Run, Window
@@ -45,6 +46,7 @@ class FakeTransport:
 
     endpoints = ("ipc:///x/s",)
     connected = 1
+    gate = None
 
     def __init__(self) -> None:
         self.inbox: collections.deque[list[bytes]] = collections.deque()
@@ -263,7 +265,43 @@ def test_the_answer_to_status_is_what_was_agreed() -> None:
     found = rig.daemon.status()
     assert (found["version"], found["protocol"], found["pid"]) == (ncmon.__version__, 1, os.getpid())
     assert (found["database"], found["endpoint"], found["revision"]) == ("/x/t.db", "ipc:///x/s", 1)
-    assert found["counters"] == {"accepted": 1, "stored": 1, "rejected": 0, "duplicates": 1, "connected": 1}
+    counters = {"accepted": 1, "stored": 1, "rejected": 0, "waiting": 0, "duplicates": 1, "refused": 0, "connected": 1}
+    assert found["counters"] == counters
+
+
+def test_on_a_disk_that_is_nearly_full_nothing_is_stored_or_acknowledged_until_there_is_room() -> None:
+    rig = Rig()
+    space = [Space(total=1 << 40, free=1 << 20)]
+    rig.daemon._space = lambda path: space[0]
+    rig.transport.now += 2.0
+    assert rig.say(gap(0), gap(1)) == []
+    assert rig.writer.commits == 0
+    assert "MB left" in rig.daemon.status()["trouble"]
+    asked = [meta for _ in range(10) for meta in rig.say()]
+    assert asked == [wire.Nack(next=0)]
+    assert rig.say(gap(0), gap(1)) == []
+    asked = [meta for _ in range(10) for meta in rig.say()]
+    assert asked == [wire.Nack(next=0)]
+    space[0] = Space(total=1 << 40, free=1 << 39)
+    assert rig.say(gap(0), gap(1)) == [wire.Ack(next=2)]
+    found = rig.daemon.status()
+    assert found["trouble"] == ""
+    # What was received, forgotten and received again counts once.
+    assert (found["counters"]["accepted"], found["counters"]["stored"]) == (2, 2)
+
+
+def test_counters_add_up_whatever_came() -> None:
+    rig = Rig()
+    bad = wire.encode(make_gap(step=-1), stream=STREAM, seq=1)
+    rig.say(gap(0), bad, gap(2), gap(2))
+    counters = rig.daemon.status()["counters"]
+    assert (counters["accepted"], counters["stored"], counters["rejected"]) == (3, 2, 1)
+    rig.writer.failing = 1
+    rig.say(gap(3), gap(4))
+    for _ in range(10):
+        rig.say()
+    counters = rig.daemon.status()["counters"]
+    assert counters["accepted"] == counters["stored"] + counters["rejected"] + counters["waiting"]
 
 
 def test_memory_that_no_honest_traffic_explains_closes_the_clients_socket_once(
