@@ -1,4 +1,4 @@
-"""A training beside a daemon that is there, stopped (SIGSTOP), or absent: how long it takes, what it holds, what arrives.
+"""A training beside a daemon that is there, stopped (SIGSTOP), or absent: what it takes, holds and delivers.
 
     python scripts/faults/away.py                     5 rounds of 15 s each, every state in turn
 
@@ -101,7 +101,9 @@ def main() -> None:
     for _ in range(args.rounds):
         for state in ("without ncmon", "there", "stopped", "absent"):
             with stand() as site:
-                found.setdefault(state, []).append(train(site, state, args.seconds))
+                one = train(site, state, args.seconds)
+            found.setdefault(state, []).append(one)
+            print(state, one, file=sys.stderr, flush=True)
     for state, rounds in found.items():
         report(
             fault="daemon away",
