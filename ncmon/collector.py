@@ -91,6 +91,11 @@ class Collector:
         """How many items wait."""
         return len(self._held)
 
+    @property
+    def held_messages(self) -> int:
+        """How many messages wait, unacknowledged."""
+        return sum(len(held.origins) for held in self._held)
+
     def held_streams(self) -> frozenset[bytes]:
         """Return the streams of which something waits."""
         return frozenset(origin.stream for held in self._held for origin in held.origins)

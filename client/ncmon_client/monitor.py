@@ -20,7 +20,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Self
+from typing import Any, Concatenate, Literal, ParamSpec, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from ncmon_client.options import check, pooled, run_info, with_classes
 from ncmon_client.outbox import Outbox
 from ncmon_client.schedule import Schedule
 from ncmon_client.sender import Sender
+from ncmon_client.spool import Level
 from ncmon_client.status import Status
 from ncmon_client.window import LastWord, Objective, OpenWindow
 
@@ -86,6 +87,7 @@ class Monitor:
         schedule: Schedule,
         window_steps: int,
         endpoint: str,
+        spool: str = "memory",
     ) -> None:
         self._inert = capture is None
         self._model, self._optimizer = model, optimizer
@@ -93,6 +95,7 @@ class Monitor:
         self._schedule = schedule
         self._window_steps = window_steps
         self._endpoint = endpoint
+        self._level = cast(Level, spool)
         self._outbox = Outbox()
         self._sender: Sender | None = None
         self._references: dict[str, dict[str, Reference]] = {}
@@ -224,7 +227,7 @@ class Monitor:
             accepted=counts.accepted,
             acknowledged=counts.acknowledged,
             refused=counts.refused,
-            spooled=0,
+            spooled=counts.spooled,
             connected=sender is not None and sender.connected,
             steps=self._steps,
             sampled_steps=self._sampled,
@@ -350,10 +353,13 @@ class Monitor:
         if self._sender is None:
             # Known from the first batch, where the caller did not say it.
             self._run = with_classes(self._run, int(str(closed.meta["n_classes"])), self._capture.frequent)
-            self._sender = Sender(endpoint=self._endpoint, run=self._run, outbox=self._outbox, log=log)
+            self._sender = Sender(
+                endpoint=self._endpoint, run=self._run, outbox=self._outbox, log=log, level=self._level
+            )
         if self._outbox.offer(closed, closed.nbytes):
             self._sender.start()
             self._sender.wake()
+            self._sender.settle()
 
     def _passes(self, loader: Iterable[Any], window: OpenWindow | None) -> Iterator[Batch]:
         """Run the loader once and yield what each batch showed."""
@@ -431,7 +437,9 @@ def watch(
     window_steps : training steps after which a window closes by itself.
     every : look at one step in this many; `"auto"` keeps the cost below the share `overhead` of the training's time.
     pool : `"auto"`, or the pooling suffix of all layers that name none.
-    spool : `"auto"` or `"memory"`; both hold windows in memory in this version.
+    spool : what goes to a file on this machine's disk, to outlive this process. `"auto"`: windows that the daemon did
+        not acknowledge within a second, and what is left at the end; `"always"`: every window at once, the loop waits
+        for it; `"fsync"`: likewise, confirmed by the disk; `"memory"`: nothing.
     endpoint : the daemon's; `$NCMON_ENDPOINT` or the user's own socket by default.
     enabled : False, or `NCMON_DISABLED=1`, makes everything do nothing.
 
@@ -475,4 +483,5 @@ def watch(
         schedule=Schedule(every=None if every == "auto" else every, budget=overhead, rng=random.Random(os.urandom(8))),
         window_steps=window_steps,
         endpoint=endpoint or wire.default_endpoint(),
+        spool=spool,
     )

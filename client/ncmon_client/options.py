@@ -21,7 +21,7 @@ from ncmon_client._version import __version__
 from ncmon_client.errors import ConfigError
 from ncmon_client.frequent import Frequent
 
-SPOOL_LEVELS = ("auto", "memory")
+SPOOL_LEVELS = ("auto", "memory", "always", "fsync")
 POOLS = ("auto", "cls", "mean", "tokens")
 _WATCHED = itertools.count()
 """A process's watches are told apart by their order, which is the same on all ranks."""
@@ -60,7 +60,7 @@ def check(
     if window_steps < 1:
         raise ConfigError(f"window_steps: expected a number of steps from 1, got {window_steps!r}")
     if spool not in SPOOL_LEVELS:
-        raise ConfigError(f"spool: expected {' or '.join(SPOOL_LEVELS)} (windows are held in memory), got {spool!r}")
+        raise ConfigError(f"spool: expected {', '.join(SPOOL_LEVELS[:-1])} or {SPOOL_LEVELS[-1]}, got {spool!r}")
     if pool not in POOLS:
         raise ConfigError(f"pool: expected {', '.join(POOLS[:-1])} or {POOLS[-1]}, got {pool!r}")
     if num_classes is not None and class_names and len(class_names) != num_classes:

@@ -17,7 +17,7 @@ class Status:
     refused: int
     """Windows not taken because the buffer was full."""
     spooled: int
-    """Messages on this machine's disk; 0 in this version, which keeps them in memory."""
+    """Accepted messages that are in the spool file on this machine's disk and not acknowledged yet."""
     connected: bool
     steps: int
     """Training steps so far."""

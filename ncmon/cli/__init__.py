@@ -35,6 +35,9 @@ COMMANDS = {
     "prune": "Throw away parts of runs, and give the space back.",
     "merge": "Take over the runs of other databases.",
     "completion": "Make the shell complete commands, runs and metrics.",
+    "spool": "List and deliver what trainings could not deliver.",
+    "keys": "Say who may reach the daemon from other machines.",
+    "doctor": "Say what is wrong, and what to type.",
     "demo": "Train a small network and watch it.",
 }
 """Every command, in the order of the help, with its line in it; `ncmon.cli.NAME.command` is the command itself."""

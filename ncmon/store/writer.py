@@ -47,6 +47,7 @@ KEPT_EPOCHS = 10
 """The last window of every epoch divisible by this keeps its arrays for good."""
 MAX_HIDDEN_ARRAY_BYTES = 1024 * 1024
 """Larger arrays are kept for the classifier's input only: (C, C) of every layer is 8 MB each at a thousand classes."""
+TRIM_SLICE = 256
 MAX_REJECTED = 10_000
 """The newest are kept: a broken client must not fill the disk."""
 
@@ -171,6 +172,37 @@ class Writer:
             )
             if changed:
                 self._connection.execute("UPDATE meta SET revision = revision + 1")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file that are in use."""
+        pages, free, size = (
+            int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * size
+
+    def trim(self, max_bytes: int) -> int:
+        """Drop arrays, the oldest windows first, until the file needs at most `max_bytes`; return of how many windows.
+
+        Scalars stay whatever the limit is. A slice at a time, so that trainings are not kept waiting.
+        """
+        dropped = 0
+        if self.nbytes > max_bytes:
+            with self._transaction():
+                old = self._connection.execute(
+                    "SELECT window_key FROM window WHERE arrays > 0 ORDER BY window_key LIMIT ?", (TRIM_SLICE,)
+                ).fetchall()
+                for (window_key,) in old:
+                    if self.nbytes <= max_bytes:
+                        break
+                    self._connection.execute("DELETE FROM array WHERE window_key = ?", (window_key,))
+                    self._connection.execute("UPDATE window SET arrays = 0 WHERE window_key = ?", (window_key,))
+                    dropped += 1
+        if dropped:
+            # Given back to the file system, not only to the file.
+            self._connection.execute("PRAGMA incremental_vacuum(4096)").fetchall()
+        return dropped
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
