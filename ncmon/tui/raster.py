@@ -47,6 +47,13 @@ class Scale:
             shown, low, high = np.where(np.isfinite(values), values, np.nan), self.low, self.high
         return (shown - low) / (high - low)
 
+    def value(self, place: float) -> float:
+        """Return the value at a place between 0 and 1."""
+        if self.log:
+            low, high = math.log10(self.low), math.log10(self.high)
+            return float(10.0 ** (low + place * (high - low)))
+        return self.low + place * (self.high - self.low)
+
 
 def scale_of(arrays: list[FloatArray], *, log: bool = False, include: tuple[float, ...] = ()) -> Scale:
     """Return a scale on which all finite values have room; a single value or none gets a span around it."""

@@ -6,13 +6,17 @@ traffic. Here a refresh that changes nothing sends nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
+
+from ncmon.tui import palette
 
 Span = tuple[str, Style]
 """A piece of text and its style."""
@@ -37,6 +41,18 @@ class Lines(Widget):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._rows: list[Row] = []
+
+    @property
+    def _kind(self) -> str:
+        return palette.kind_of(self.app.current_theme)
+
+    @property
+    def ink(self) -> Literal["colour", "blocks", "digits"]:
+        """How a heat map can be drawn here: without colour by shade, in ASCII by digits."""
+        if getattr(self.app, "ascii_only", False):
+            return "digits"
+        plain = self._kind in (palette.MONO, palette.ANSI) or bool(os.environ.get("NO_COLOR"))
+        return "blocks" if plain or self.app.console.color_system in (None, "standard") else "colour"
 
     def compose_rows(self, width: int, height: int) -> Sequence[Row]:
         """Return the rows to show; a shorter list leaves the rest blank."""
@@ -66,8 +82,8 @@ class Lines(Widget):
         width = self.size.width
         if y >= len(self._rows):
             return Strip([Segment(" " * width, self.rich_style)], width)
-        base = self.rich_style
-        segments = [Segment(text, base + style) for text, style in self._rows[y] if text]
+        base, kind = self.rich_style, self._kind
+        segments = [Segment(text, base + palette.inked(style, kind)) for text, style in self._rows[y] if text]
         return Strip(segments).adjust_cell_length(width, base)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
