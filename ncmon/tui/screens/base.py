@@ -17,6 +17,7 @@ from ncmon.tui.format import age, clock, printable
 from ncmon.tui.widgets.footer import Foot, Hint
 from ncmon.tui.widgets.lines import Row, Span
 from ncmon.tui.widgets.status import Text
+from ncmon.tui.widgets.table import Table
 
 if TYPE_CHECKING:
     from ncmon.tui.app import NcmonApp
@@ -102,10 +103,27 @@ class DataScreen(Screen[None]):
     def make_panels(self, width: int, height: int) -> None:
         """Show the panels that have room."""
 
+    def lead_back(self) -> None:
+        """From a large panel to all of them, the table with the keys; from all of them to the overview."""
+        if not self.large:
+            self.ncmon.action_screen("overview")
+            return
+        self.action_maximise()
+        if tables := list(self.query(Table)):
+            tables[0].focus()
+
     def only(self, large: str | None) -> None:
         """Show one panel, or all."""
         for name in self.PANELS:
             self.query_one(f"#{name}").display = large in (None, name)
+        # A hidden widget has no keys: they go to the one that is left, and to the table when it is back.
+        if self.is_current:
+            alone = self.query_one(f"#{large}") if large is not None else None
+            table = next((w for w in self.query(Table) if w.display), None)
+            if alone is not None and alone.can_focus:
+                alone.focus()
+            elif table is not None and (self.focused is None or not self.focused.display):
+                table.focus()
         self.call_after_refresh(self.again)
 
 
@@ -165,10 +183,7 @@ class OneRunScreen(DataScreen):
 
     def action_back(self) -> None:
         """Back to the overview, from a large panel to all of them first."""
-        if self.large:
-            self.action_maximise()
-        else:
-            self.ncmon.action_screen("overview")
+        self.lead_back()
 
 
 def shown_split(detail: Detail, wanted: str | None) -> str:

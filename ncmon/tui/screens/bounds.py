@@ -193,8 +193,8 @@ class BoundsScreen(OneRunScreen):
 
     @on(Table.Chosen)
     def chosen(self, message: Table.Chosen) -> None:
-        """Show what it rests on alone, and back."""
-        self.large = None if self.large else "bound-text"
+        """Show what it rests on alone; q leads back."""
+        self.large = "bound-text"
         self.make_panels(self.size.width, self.size.height)
 
     def on_chart_picked(self, message: Chart.Picked) -> None:

@@ -156,8 +156,8 @@ class ClassesScreen(OneRunScreen):
 
     @on(Table.Chosen)
     def chosen(self, message: Table.Chosen) -> None:
-        """Show the history of the class alone, and back."""
-        self.large = None if self.large else "class-history"
+        """Show the history of the class alone; q leads back."""
+        self.large = "class-history"
         self.make_panels(self.size.width, self.size.height)
 
     def on_heat_map_picked(self, message: HeatMap.Picked) -> None:

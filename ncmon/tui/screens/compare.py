@@ -183,10 +183,7 @@ class CompareScreen(DataScreen):
 
     def action_back(self) -> None:
         """Back to the overview, from a large panel to all of them first."""
-        if self.large:
-            self.action_maximise()
-        else:
-            self.ncmon.action_screen("overview")
+        self.lead_back()
 
     def copied(self) -> Sheet | None:
         """Return the last value of every run."""

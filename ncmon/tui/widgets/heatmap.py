@@ -105,6 +105,8 @@ class Layout:
     """First row of the matrix of each row of cells."""
     column_of: np.ndarray
     """First column of the matrix of each character."""
+    axis: bool
+    """Whether there is a line for the ticks."""
 
     @property
     def width(self) -> int:
@@ -115,9 +117,9 @@ class Layout:
 def layout(picture: HeatPicture, width: int, height: int, *, half: bool) -> Layout:
     """Return where the cells are in a map of this size."""
     n_rows, n_columns = picture.values.shape
-    top = 1 + bool(picture.column_names)
-    bottom = bool(picture.ticks)
-    room = max(height - top - bottom, 1)
+    top = 1 + (bool(picture.column_names) and height > 3)
+    axis = bool(picture.ticks) and height > 3
+    room = max(height - top - axis, 1)
     names = max((len(name) for name in picture.row_names), default=0)
     left = min(names, max(width // 5, 3)) + 2
     space = max(width - left - 1, 1)
@@ -135,7 +137,7 @@ def layout(picture: HeatPicture, width: int, height: int, *, half: bool) -> Layo
         # Time fills the width: its columns need not be equally wide.
         column_of = np.arange(space) * n_columns // space
     lines = -(-len(row_of) // 2) if halved else len(row_of)
-    return Layout(left=left, top=top, lines=lines, half=halved, row_of=row_of, column_of=column_of)
+    return Layout(left=left, top=top, lines=lines, half=halved, row_of=row_of, column_of=column_of, axis=axis)
 
 
 def heat_rows(picture: HeatPicture, width: int, height: int, *, ink: Ink = "colour") -> list[Row]:
@@ -149,7 +151,7 @@ def heat_rows(picture: HeatPicture, width: int, height: int, *, ink: Ink = "colo
     count = {"colour": palette.HEAT_LEVELS, "blocks": len(heat.BLOCKS), "digits": len(heat.DIGITS)}[ink]
     shown = _shown(picture, grid)
     cells = heat.levels(shown, picture.scale, count, flip=picture.flip)
-    if picture.column_names:
+    if grid.top > 1:
         rows.append(_column_heading(picture, grid))
     marked = _place(grid.row_of, picture.row)
     for y in range(grid.lines):
@@ -168,7 +170,7 @@ def heat_rows(picture: HeatPicture, width: int, height: int, *, ink: Ink = "colo
         below = cells[first + 1] if grid.half and first + 1 < len(cells) else None
         spans += _line(cells[first], below, grid.half, ink)
         rows.append(tuple(spans))
-    if picture.ticks:
+    if grid.axis:
         rows.append(_axis(picture, grid))
     return rows
 

@@ -22,10 +22,11 @@ NOW = 1_800_000_700.0
 CLASSES = ("ship", "cat", "truck", "dog")
 
 
-def make_store(path: Path, *, epochs: int = 40, hostile: bool = False) -> Path:
-    """Write three runs: one live and collapsing, one that ended, one that failed early."""
+def make_store(path: Path, *, epochs: int = 40, hostile: bool = False, others: bool = True) -> Path:
+    """Write three runs: one live and collapsing, one that ended, one that failed early; or the first alone."""
     with Writer.open(path) as writer:
-        names = [("vit-small-wd1e-4", 30, "finished"), ("resnet-lr1", 3, "failed"), ("digits-bn", epochs, None)]
+        names = [("vit-small-wd1e-4", 8, "finished"), ("resnet-lr1", 3, "failed"), ("digits-bn", epochs, None)]
+        names = names if others else names[-1:]
         if hostile:
             names.append(("evil\x1b[2J\x1b]0;title\x07\u202e" + "x" * 300, 2, None))
         for number, (name, length, ending) in enumerate(names):
@@ -34,12 +35,13 @@ def make_store(path: Path, *, epochs: int = 40, hostile: bool = False) -> Path:
                 run_id=f"run{number}",
                 name=name,
                 started=NOW - 700 + number,
-                config={"lr": 0.1, "weight_decay": 5e-4, "epochs": max(epochs, length)},
+                config={"lr": 0.1, "weight_decay": 1e-4 if "1e-4" in name else 5e-4, "epochs": max(epochs, length)},
                 tags=("sweep",),
                 class_names=CLASSES,
             )
             writer.put_run(run, stream, now=NOW - 600)
             seq = 0
+            batch: list[Stored] = []
             for epoch in range(length):
                 for split in ("train", "test"):
                     collapse = 0.15 + 0.8 * (1 - np.exp(-epoch / 12)) * (1.0 if split == "train" else 0.93)
@@ -48,11 +50,10 @@ def make_store(path: Path, *, epochs: int = 40, hostile: bool = False) -> Path:
                         window, split=split, exact=split == "test", time=run.started + 10.0 * (epoch + 1)
                     )
                     item = make_evaluation(window)
-                    writer.commit(
-                        [Stored(origins=(StreamSeq(stream=stream, seq=seq),), item=item)],
-                        now=NOW - 700 + 10.0 * (epoch + 1) if ending else NOW - 5,
-                    )
+                    batch.append(Stored(origins=(StreamSeq(stream=stream, seq=seq),), item=item))
                     seq += 1
+            # One transaction a run: the disk is waited for once.
+            writer.commit(batch, now=NOW - 5 if ending is None else NOW - 100)
             if ending:
                 end = RunEnd(run_id=run.run_id, status=ending, text="", time=NOW - 100)  # type: ignore[arg-type]
                 writer.commit([Stored(origins=(StreamSeq(stream=stream, seq=seq),), item=end)], now=NOW - 100)

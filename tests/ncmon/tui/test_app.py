@@ -234,7 +234,7 @@ async def test_a_tiny_terminal_still_shows_one_chart(database: Path) -> None:
 
 
 async def test_names_from_elsewhere_are_harmless(tmp_path: Path) -> None:
-    database = make_store(tmp_path / "hostile.db", epochs=2, hostile=True)
+    database = make_store(tmp_path / "hostile.db", epochs=2, hostile=True, others=False)
 
     async def act(pilot: Pilot[None], app: NcmonApp) -> None:
         for key in ("G", "enter", "1", "g", "enter"):
@@ -280,7 +280,7 @@ async def test_what_stands_behind_the_picture_is_always_said(database: Path, sou
 
 
 async def test_a_run_that_fell_silent_is_stale(tmp_path: Path) -> None:
-    database = make_store(tmp_path / "r.db", epochs=3)
+    database = make_store(tmp_path / "r.db", epochs=3, others=False)
     app = make_app(database)
     app._feed._clock = lambda: NOW + 3_600
     async with app.run_test(size=(80, 24)) as pilot:
