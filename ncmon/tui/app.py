@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 from ncmon.errors import UsageError
 
@@ -24,12 +23,12 @@ os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
 os.environ.setdefault("TEXTUAL_FPS", "15")
 
 from textual.app import App, SystemCommand
-from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from ncmon.feed import Feed, Selection, Snapshot, open_feed
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.tui import keys, palette, sheets
+from ncmon.tui.keys import NcmonKeys
 from ncmon.tui.look import RATES_S, SMOOTHING, Look, load, look_file, save
 from ncmon.tui.messages import SnapshotReady
 from ncmon.tui.plots import MOST_ZOOM, timeline
@@ -63,32 +62,7 @@ class NcmonApp(App[None]):
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1", "screen('overview')", "Overview: all runs", id="overview"),
-        Binding("2", "screen('run')", "Run: four charts of one layer", id="run"),
-        Binding("3", "screen('layers')", "Layers: where collapse begins", id="layers"),
-        Binding("4", "screen('classes')", "Classes: which lag, and with whom they are confused", id="classes"),
-        Binding("5", "screen('bounds')", "Bounds: measured beside guaranteed", id="bounds"),
-        Binding("6", "screen('compare')", "Compare: runs side by side", id="compare"),
-        Binding("p,space", "freeze", "freeze the picture, or let it go on", id="freeze"),
-        Binding("f", "follow", "follow live: last window, not frozen", id="follow"),
-        Binding("i", "crosshair", "crosshair: look at one moment, on and off", id="crosshair"),
-        Binding("comma", "travel(-1)", "one window back in time", id="back-in-time"),
-        Binding("full_stop", "travel(1)", "one window forward", id="forward-in-time"),
-        Binding("less_than_sign", "travel(-10)", "ten windows back", id="far-back"),
-        Binding("greater_than_sign", "travel(10)", "ten windows forward", id="far-forward"),
-        Binding("plus,equals_sign", "zoom(1)", "zoom in on the end, or on the crosshair", id="zoom-in"),
-        Binding("minus", "zoom(-1)", "zoom out", id="zoom-out"),
-        Binding("0", "zoom(0)", "all of time", id="zoom-all"),
-        Binding("w", "smooth", "smooth over more windows", id="smooth"),
-        Binding("y", "copy", "copy what is shown (OSC 52)", id="copy"),
-        Binding("e", "export", "export what is shown to a CSV file", id="export"),
-        Binding("T", "next_theme", "next theme: dark, light, ansi, mono", id="theme"),
-        Binding("R", "rate", "how often to look", id="rate"),
-        Binding("colon", "command_palette", "command palette", id="palette"),
-        Binding("question_mark,f1", "help", "help", id="help"),
-        Binding("q,escape", "screen('overview')", "back", id="back", show=False),
-    ]
+    BINDINGS = NcmonKeys.BINDINGS
 
     def __init__(
         self,

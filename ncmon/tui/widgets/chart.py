@@ -208,6 +208,8 @@ def _x_scale(picture: Picture, lines: Sequence[Line]) -> raster.Scale:
         return raster.Scale(low=low - 0.5, high=low + 0.5)
     if picture.x_whole:
         return raster.Scale(low=low, high=high)
+    if 0 < low <= (high - low) / 10:
+        low = 0.0  # Counted from one, or the first window's end: an axis that begins at nought reads better.
     # Sticky: the right end moves by an eighth of the span, rounded up to two digits.
     span = high - low
     step = 10.0 ** math.floor(math.log10(span)) / 2

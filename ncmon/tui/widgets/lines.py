@@ -23,7 +23,7 @@ Span = tuple[str, Style]
 Row = tuple[Span, ...]
 
 
-ASCII = str.maketrans("●○▸▲▼…─│└┄⠤▁▂▃▄▅▆▇█", "*o>^v~-|+.-__..-=##")
+ASCII = str.maketrans("●○▸◂▲▼…─│└┄┃·⠤▁▂▃▄▅▆▇█▌≥≤−", "*o><^v~-|+.|.-__..-=###><-")
 """What stands for a glyph where the terminal knows ASCII only."""
 
 

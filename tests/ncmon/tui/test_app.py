@@ -168,6 +168,11 @@ async def test_help_is_searchable_and_knows_every_metric(database: Path) -> None
     assert "nc1_cdnv" in said("galanti")
     assert "nc3_cos" not in said("galanti")
     assert "says 'nonsense'" in said("nonsense")
+    # Every key that does something is in it, under the name of its screen.
+    for key, what in (("]", "next layer"), ("p space", "freeze the picture"), ("*", "compare others with this run")):
+        assert key in said(what)
+    assert "Keys of Overview" in said("mark the run")
+    assert "Is the network collapsing?" in everything
 
     async def act(pilot: Pilot[None], app: NcmonApp) -> None:
         await pilot.press("question_mark")

@@ -85,7 +85,7 @@ async def test_time_travel_shows_the_same_moment_everywhere(database: Path) -> N
         assert f" {values[29]:.4f} intra" in text
         assert "│" in "".join(line[9:38] for line in text.splitlines()[3:10])
         nc1 = app.screen.query_one("#nc1").picture.cursor  # type: ignore[attr-defined]
-        assert nc1 == 29  # epochs are counted from 0 on the axis
+        assert nc1 == 30
         text = await press(pilot, app, "5")
         assert "◂ epoch 30" in text
         text = await press(pilot, app, "4", "greater_than_sign")
@@ -118,7 +118,7 @@ async def test_zoom_smoothing_and_axes_are_those_of_all_charts(database: Path) -
         picture = app.screen.query_one("#nc1").picture  # type: ignore[attr-defined]
         assert picture.x_range is None
         await press(pilot, app, "plus")
-        assert app.screen.query_one("#nc1").picture.x_range == (19.5, 39.0)  # type: ignore[attr-defined]
+        assert app.screen.query_one("#nc1").picture.x_range == (20.5, 40.0)  # type: ignore[attr-defined]
         await press(pilot, app, "plus", "minus", "minus")
         assert app.screen.query_one("#nc1").picture.x_range is None  # type: ignore[attr-defined]
         await press(pilot, app, "equals_sign", "0")
