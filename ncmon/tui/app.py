@@ -132,12 +132,18 @@ class NcmonApp(App[None]):
     def on_snapshot_ready(self, message: SnapshotReady) -> None:
         """Show a snapshot, or keep it for later while the picture is frozen."""
         self._held = message.snapshot
+        before = self.shown
         if self.frozen_at is None:
             self.shown = message.snapshot
         elif self._refreeze and message.snapshot.selection == self._selection:
             # Something else is looked at: that picture is held from now on.
             self.shown, self.frozen_at, self._refreeze = message.snapshot, self.clock(), False
-        self._draw()
+        screen = self.screen if self.screen_stack else None
+        if before is not None and self.shown is not None and before.version == self.shown.version:
+            if isinstance(screen, DataScreen):
+                screen.tick(self.shown)
+        else:
+            self._draw()
 
     def _draw(self) -> None:
         if self.screen_stack and isinstance(screen := self.screen, DataScreen):

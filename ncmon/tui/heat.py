@@ -28,10 +28,12 @@ def edges(size: int, cells: int) -> IntArray:
 def pooled(values: FloatArray, cells: int, pool: Pool, axis: int) -> FloatArray:
     """Return the matrix with at most `cells` along an axis; NaN counts as nothing, a part of nothing is NaN."""
     size = values.shape[axis]
-    if size <= cells:
-        return values
+    return values if size <= cells else reduced(values, edges(size, cells)[:-1], pool, axis)
+
+
+def reduced(values: FloatArray, starts: IntArray, pool: Pool, axis: int) -> FloatArray:
+    """Return the matrix with one cell along an axis for each part, which are given by where they begin."""
     moved = np.moveaxis(values, axis, 0)
-    starts = edges(size, cells)[:-1]
     known = ~np.isnan(moved)
     if pool == "mean":
         total = np.add.reduceat(np.where(known, moved, 0.0), starts, axis=0)

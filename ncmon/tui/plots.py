@@ -18,7 +18,7 @@ MOST_ZOOM = 10
 def x_values(run: Run, axis: str, step: IntArray, epoch: IntArray, time: FloatArray) -> FloatArray:
     """Return where windows stand on an axis."""
     if axis == "epoch" and (epoch >= 0).all():
-        return epoch + 1.0  # as people count them, and as the status line does
+        return epoch.astype(np.float64) + 1  # as people count them, and as the status line does
     if axis == "minutes":
         return (time - run.started) / 60.0
     return step.astype(np.float64)

@@ -56,6 +56,14 @@ class DataScreen(Screen[None]):
         """Draw a snapshot."""
         raise NotImplementedError
 
+    def left(self, snapshot: Snapshot) -> list[Span]:
+        """Return the left of the status line."""
+        raise NotImplementedError
+
+    def tick(self, snapshot: Snapshot) -> None:
+        """Draw what the clock alone changes: nothing else came."""
+        self.show_status(snapshot)
+
     def sheet(self) -> Sheet | None:
         """Return what is shown, as a table; None when there is nothing."""
         return None
@@ -75,10 +83,11 @@ class DataScreen(Screen[None]):
         """Draw what came while the screen was hidden."""
         self.call_after_refresh(self.again)
 
-    def status(self, left: list[Span], snapshot: Snapshot) -> None:
+    def show_status(self, snapshot: Snapshot) -> None:
         """Write the status line: what this is on the left, how fresh it is on the right."""
-        line = self.query_one("#status", Text)
-        line.show([justified(left, self.freshness(snapshot), line.size.width)])
+        with contextlib.suppress(NoMatches):
+            line = self.query_one("#status", Text)
+            line.show([justified(self.left(snapshot), self.freshness(snapshot), line.size.width)])
 
     def freshness(self, snapshot: Snapshot) -> list[Span]:
         """Return the spans that say what stands behind the picture, and since when it stands still."""

@@ -26,7 +26,7 @@ from ncmon.tui.plots import framed, moment, timeline, x_of
 from ncmon.tui.screens.base import OneRunScreen, Sheet
 from ncmon.tui.verdicts import GLYPHS, STYLES, TITLES, Verdict, verdicts
 from ncmon.tui.widgets.chart import Chart, Line, Picture
-from ncmon.tui.widgets.lines import Row
+from ncmon.tui.widgets.lines import Row, Span
 from ncmon.tui.widgets.status import Text
 from ncmon.tui.widgets.table import Cell, Column, Table
 
@@ -99,15 +99,19 @@ class BoundsScreen(OneRunScreen):
         self.query_one("#bounds-below").display = large != "bound-chart"
         self.only(large)
 
+    def left(self, snapshot: Snapshot) -> list[Span]:
+        """Return the left of the status line."""
+        detail = snapshot.detail
+        return self.heading(snapshot, bounds_split(detail, snapshot.selection.split) if detail is not None else "")
+
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot."""
         detail = snapshot.detail
+        self.show_status(snapshot)
         if detail is None:
-            self.status(self.heading(snapshot), snapshot)
             return
         split = bounds_split(detail, snapshot.selection.split)
         window = detail.latest.get(split)
-        self.status(self.heading(snapshot, split), snapshot)
         said = self._said(snapshot)
         names = [verdict.bound.name for verdict in said]
         table, chart, text = self.query_one(Table), self.query_one(Chart), self.query_one("#bound-text", Text)

@@ -89,11 +89,15 @@ class ClassesScreen(OneRunScreen):
         self.query_one("#classes-above").display = large != "class-history"
         self.only(large)
 
+    def left(self, snapshot: Snapshot) -> list[Span]:
+        """Return the left of the status line."""
+        detail = snapshot.detail
+        return self.heading(snapshot, shown_split(detail, snapshot.selection.split) if detail is not None else "")
+
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot."""
         detail, part = snapshot.detail, snapshot.classes
-        split = shown_split(detail, snapshot.selection.split) if detail is not None else ""
-        self.status(self.heading(snapshot, split), snapshot)
+        self.show_status(snapshot)
         if detail is None or part is None:
             return
         run = detail.run
@@ -118,7 +122,7 @@ class ClassesScreen(OneRunScreen):
         if self.has_class("-one"):
             pairs.styles.width = chart.styles.height = "1fr"
             return
-        below = max(min(self.size.height - 3 - run.n_classes - 2, self.size.height * 2 // 5), 8)
+        below = max(min(self.size.height - 3 - run.n_classes - 2, self.size.height * 2 // 5), 7)
         if chart.styles.height is None or str(chart.styles.height) != str(below):
             chart.styles.height = below
             self.call_after_refresh(self.again)

@@ -97,15 +97,18 @@ class CompareScreen(DataScreen):
         self.set_class(height < 5, "-tiny")
         self.only(large)
 
+    def left(self, snapshot: Snapshot) -> list[Span]:
+        """Return the left of the status line."""
+        count = len(snapshot.compared)
+        return [
+            (" compare", palette.BOLD),
+            (f"  {count} run{'s' * (count != 1)}", palette.NULL),
+            ("" if self.ncmon.marked else "  the newest: mark others with space on the overview", palette.DIM),
+        ]
+
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot."""
-        marked = len(self.ncmon.marked)
-        left: list[Span] = [
-            (" compare", palette.BOLD),
-            (f"  {len(snapshot.compared)} run{'s' * (len(snapshot.compared) != 1)}", palette.NULL),
-            ("" if marked else "  the newest: mark others with space on the overview", palette.DIM),
-        ]
-        self.status(left, snapshot)
+        self.show_status(snapshot)
         if snapshot.selection.view != "compare":
             return
         look, runs = self.ncmon.look, snapshot.compared

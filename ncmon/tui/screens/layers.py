@@ -103,11 +103,15 @@ class LayersScreen(OneRunScreen):
         self.query_one("#layers-below").display = large != "heat"
         self.only(large)
 
+    def left(self, snapshot: Snapshot) -> list[Span]:
+        """Return the left of the status line."""
+        detail = snapshot.detail
+        return self.heading(snapshot, shown_split(detail, snapshot.selection.split) if detail is not None else "")
+
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot."""
         detail, part = snapshot.detail, snapshot.layers
-        split = shown_split(detail, snapshot.selection.split) if detail is not None else ""
-        self.status(self.heading(snapshot, split), snapshot)
+        self.show_status(snapshot)
         if detail is None or part is None:
             return
         layer = self._layer(snapshot, part)
@@ -202,8 +206,15 @@ def heat_picture(part: LayerPart, layer: str, *, following: bool) -> HeatPicture
         row=part.layers.index(layer) if layer in part.layers else -1,
         column=-1 if following else part.place,
         row_pool=pool,
+        capacity=_capacity(len(part.step)),
         note="bright is collapsed",
     )
+
+
+def _capacity(windows: int) -> int:
+    """Return how many windows the picture has room for: it grows by steps, so that most of it stays when one comes."""
+    step = max(10 ** (len(str(windows)) - 1) // 2, 1)
+    return -(-windows // step) * step
 
 
 def _ticks(part: LayerPart) -> list[tuple[int, str]]:

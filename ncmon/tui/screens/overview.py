@@ -49,8 +49,8 @@ class OverviewScreen(DataScreen):
         self.query_one("#filter").display = False
         self.query_one(RunTable).focus()
 
-    def show(self, snapshot: Snapshot) -> None:
-        """Draw a snapshot."""
+    def left(self, snapshot: Snapshot) -> list[Span]:
+        """Return the left of the status line."""
         states = {summary.run.run_id: snapshot.state(summary) for summary in snapshot.runs}
         live = sum(state is RunState.LIVE for state in states.values())
         left: list[Span] = [(" ncmon", palette.BOLD)]
@@ -63,7 +63,16 @@ class OverviewScreen(DataScreen):
         if look.run_sort or look.run_reversed:
             turned = " reversed" if look.run_reversed else ""
             left.append((f"  by {SORTS[look.run_sort % len(SORTS)]}{turned}", palette.DIM))
-        self.status(left, snapshot)
+        return left
+
+    def tick(self, snapshot: Snapshot) -> None:
+        """The table says how long runs have been silent."""
+        self.show(snapshot)
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Draw a snapshot."""
+        states = {summary.run.run_id: snapshot.state(summary) for summary in snapshot.runs}
+        self.show_status(snapshot)
         table = self.query_one(RunTable)
         table.marked, table.baseline = self.ncmon.marked, self.ncmon.baseline
         table.empty = _empty(snapshot, bool(self._filter))

@@ -77,15 +77,18 @@ class RunScreen(OneRunScreen):
         self.query_one("#charts").set_class(large is not None, "-one")
         self.only(large)
 
+    def left(self, snapshot: Snapshot) -> list[Span]:
+        """Return the left of the status line."""
+        return self.heading(snapshot)
+
     # -- drawing ------------------------------------------------------------------------------------------------------
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot."""
         detail = snapshot.detail
+        self.show_status(snapshot)
         if detail is None:
-            self.status([(" no run", palette.BOLD)], snapshot)
             return
-        self.status(self.heading(snapshot), snapshot)
         cursor = moment(detail, snapshot.selection, self.ncmon.look)
         for name in PANELS:
             chart = self.query_one(f"#{name}", Chart)

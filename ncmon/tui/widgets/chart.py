@@ -6,6 +6,7 @@ x axis. The x range is sticky: it grows by steps, so that a new point changes a 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -231,21 +232,24 @@ def _labels(scale: raster.Scale, rows: int) -> dict[int, str]:
 def _plot_row(
     layers: Sequence[tuple[np.ndarray, Style, str]], y: int, columns: int, ascii: bool, cross: int = -1
 ) -> Row:
-    spans: list[Span] = []
-    for x in range(columns):
-        bits, style, mark = 0, palette.DIM, " "
-        for cells, layer_style, layer_mark in layers:
-            if cells[y, x]:
-                bits |= int(cells[y, x])
-                style, mark = layer_style, layer_mark
-        text = mark if ascii else raster.braille(bits)
-        if x == cross and text == " ":
-            text, style = "│", palette.CURSOR
-        if spans and spans[-1][1] == style:
-            spans[-1] = (spans[-1][0] + text, style)
-        else:
-            spans.append((text, style))
-    return tuple(spans)
+    """Return one row of the plot: in every cell all dots, in the style of the last layer that has one there."""
+    bits = np.zeros(columns, dtype=np.uint32)
+    owner = np.zeros(columns, dtype=np.int64)
+    for number, (cells, _, _) in enumerate(layers):
+        row = cells[y]
+        bits |= row
+        owner[row > 0] = number + 1
+    styles = [palette.DIM, *(style for _, style, _ in layers), palette.CURSOR]
+    if ascii:
+        marks = np.array([ord(mark) for mark in (" ", *(mark for _, _, mark in layers))], dtype="<u4")
+        points = marks[owner]
+    else:
+        points = np.where(bits > 0, bits + 0x2800, 0x20).astype("<u4")
+    if 0 <= cross < columns and not owner[cross]:
+        points[cross], owner[cross] = ord("│"), len(styles) - 1
+    text = points.tobytes().decode("utf-32-le")
+    edges = [0, *(np.flatnonzero(owner[1:] != owner[:-1]) + 1).tolist(), columns]
+    return tuple((text[i:j], styles[owner[i]]) for i, j in itertools.pairwise(edges))
 
 
 def _named(

@@ -47,7 +47,9 @@ class HeatPicture:
     row_pool: heat.Pool = "max"
     column_pool: heat.Pool = "mean"
     cell: int = 0
-    """Cells a column; 0 gives all the width there is."""
+    """Cells a column; 0 shares all the width there is among `capacity` columns."""
+    capacity: int = 0
+    """How many columns have room: more than there are, so that a new one does not move the others."""
     tall: int = 3
     """The most lines a row may have."""
     empty: str = "no window yet"
@@ -129,13 +131,12 @@ def layout(picture: HeatPicture, width: int, height: int, *, half: bool) -> Layo
         row_of = heat.edges(n_rows, cells)[:-1]
     else:
         row_of = heat.stretched(n_rows, cells if halved else room, 1 if halved else picture.tall)
-    if n_columns > space:
-        column_of = heat.edges(n_columns, space)[:-1]
-    elif picture.cell:
+    if picture.cell and n_columns <= space:
         column_of = heat.stretched(n_columns, space, picture.cell)
     else:
         # Time fills the width: its columns need not be equally wide.
-        column_of = np.arange(space) * n_columns // space
+        column_of = np.arange(space) * max(picture.capacity, n_columns) // space
+        column_of = column_of[column_of < n_columns]
     lines = -(-len(row_of) // 2) if halved else len(row_of)
     return Layout(left=left, top=top, lines=lines, half=halved, row_of=row_of, column_of=column_of, axis=axis)
 
@@ -186,12 +187,10 @@ def _shown(picture: HeatPicture, grid: Layout) -> FloatArray:
 
 
 def _pool(values: FloatArray, picture: HeatPicture, grid: Layout) -> FloatArray:
-    n_columns = len(np.unique(grid.column_of))
-    if n_columns < values.shape[1]:
-        values = heat.pooled(values, n_columns, picture.column_pool, 1)
-        values = values[:, np.unique(grid.column_of, return_inverse=True)[1]]
-    else:
-        values = values[:, grid.column_of]
+    starts, which = np.unique(grid.column_of, return_inverse=True)
+    if len(starts) < values.shape[1]:
+        values = heat.reduced(values, starts, picture.column_pool, 1)
+    values = values[:, which]
     n_rows = len(np.unique(grid.row_of))
     if n_rows < values.shape[0]:
         return heat.pooled(values, n_rows, picture.row_pool, 0)

@@ -1,15 +1,17 @@
 """A widget that is rows of text: it compares new rows with the old ones and redraws only those that changed.
 
 Textual sends a whole region again when a widget refreshes; over ssh a chart that repaints every second is most of the
-traffic. Here a refresh that changes nothing sends nothing.
+traffic. Here a refresh that changes nothing sends nothing, and of a row that changes only the part that does.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region, Size
@@ -30,6 +32,36 @@ ASCII = str.maketrans("●○▸◂▲▼…─│└┄┃·⠤▁▂▃▄▅�
 def ascii_text(text: str) -> str:
     """Return a text of the same length in ASCII."""
     return text.translate(ASCII).encode("ascii", "replace").decode("ascii")
+
+
+def changed_part(old: Row | None, new: Row, width: int) -> tuple[int, int]:
+    """Return from where to where a row has to be drawn again; nothing when both are the same."""
+    if old == new:
+        return 0, 0
+    if old is None:
+        return 0, width
+    before, after = "".join(text for text, _ in old), "".join(text for text, _ in new)
+    # Characters that are two cells wide, or none, would need counting: rare enough to draw the whole row.
+    if cell_len(before) != len(before) or cell_len(after) != len(after):
+        return 0, width
+    start = _common(old, new)
+    if len(before) != len(after):
+        return min(start, width), width
+    return min(start, width), min(len(after) - _common(old[::-1], new[::-1], backwards=True), width)
+
+
+def _common(old: Sequence[Span], new: Sequence[Span], *, backwards: bool = False) -> int:
+    """Return how many cells two rows have in common from one end."""
+    found = 0
+    for (text, style), (other, other_style) in zip(old, new, strict=False):
+        if style != other_style:
+            return found
+        if text == other:
+            found += len(text)
+            continue
+        pairs = zip(text[::-1], other[::-1], strict=False) if backwards else zip(text, other, strict=False)
+        return found + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return found
 
 
 class Lines(Widget):
@@ -68,9 +100,14 @@ class Lines(Widget):
             new = [tuple((ascii_text(text), style) for text, style in row) for row in new]
         new += [()] * (height - len(new))
         old, self._rows = self._rows, new
-        changed = [y for y in range(height) if y >= len(old) or old[y] != new[y]]
+        changed = [
+            Region(start, y, end - start, 1)
+            for y in range(height)
+            for start, end in (changed_part(old[y] if y < len(old) else None, new[y], width),)
+            if end > start
+        ]
         if changed:
-            self.refresh(*(Region(0, y, width, 1) for y in changed))
+            self.refresh(*changed)
 
     def on_resize(self) -> None:
         """A new size is a new picture."""
