@@ -34,6 +34,19 @@ def ascii_text(text: str) -> str:
     return text.translate(ASCII).encode("ascii", "replace").decode("ascii")
 
 
+def joined(row: Row) -> Row:
+    """Return the row with neighbours of one style made one: a style costs forty bytes on the wire."""
+    spans: list[Span] = []
+    for text, style in row:
+        if not text:
+            continue
+        if spans and (spans[-1][1] is style or spans[-1][1] == style):
+            spans[-1] = (spans[-1][0] + text, style)
+        else:
+            spans.append((text, style))
+    return tuple(spans)
+
+
 def changed_part(old: Row | None, new: Row, width: int) -> tuple[int, int]:
     """Return from where to where a row has to be drawn again; nothing when both are the same."""
     if old == new:
@@ -95,7 +108,7 @@ class Lines(Widget):
         width, height = self.size
         if not (width and height):
             return
-        new = list(self.compose_rows(width, height))[:height]
+        new = [joined(row) for row in list(self.compose_rows(width, height))[:height]]
         if getattr(self.app, "ascii_only", False):
             new = [tuple((ascii_text(text), style) for text, style in row) for row in new]
         new += [()] * (height - len(new))
