@@ -38,6 +38,8 @@ COLUMNS = (
     Column(title="N", width=6, rank=6),
 )
 WIDE, SMALL_WIDTH, SMALL_HEIGHT = 140, 60, 14
+MOST_DIAGONAL = 128
+"""With more classes a cell holds several, and pairs within a class would hide those between classes."""
 NOT_KEPT = "of hidden layers only some windows' cosines are kept"
 
 
@@ -218,10 +220,10 @@ def pair_picture(part: ClassPart, run: Run, index: int) -> HeatPicture:
     """Return the picture classes x classes: the cosines between classes, within them on the diagonal."""
     count = run.n_classes
     names = [printable(run.class_name(i)) for i in range(count)]
-    values = np.full((count, count), np.nan) if part.matrix is None else part.matrix.copy()
-    intra = _of(part, "intra_cos", count)
-    if values.shape == (count, count) and part.matrix is not None:
-        np.fill_diagonal(values, intra)
+    values = np.full((count, count), np.nan) if part.matrix is None else part.matrix
+    if part.matrix is not None and count <= MOST_DIAGONAL and values.shape == (count, count):
+        values = values.copy()
+        np.fill_diagonal(values, _of(part, "intra_cos", count))
     nearest = _of(part, "nearest_class", count)[index] if count else np.nan
     low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
     target = target_of("inter_cos_max", count) if count > 1 else None

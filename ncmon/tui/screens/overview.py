@@ -67,7 +67,7 @@ class OverviewScreen(DataScreen):
 
     def tick(self, snapshot: Snapshot) -> None:
         """The table says how long runs have been silent."""
-        self.show(snapshot)
+        self.again()
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot."""

@@ -7,7 +7,7 @@ not, digits where it knows ASCII only. The legend is drawn with the same cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -72,9 +72,10 @@ class HeatMap(Lines):
         self.picture: HeatPicture | None = None
 
     def show(self, picture: HeatPicture) -> None:
-        """Show a picture; rows that are the same are not sent again."""
-        self.picture = picture
-        self.redraw()
+        """Show a picture; rows that are the same are not sent again, and the same picture is not drawn again."""
+        before, self.picture = self.picture, picture
+        if before is None or not self._rows or not same(before, picture):
+            self.redraw()
 
     def compose_rows(self, width: int, height: int) -> Sequence[Row]:
         """Return the rows of the map."""
@@ -91,6 +92,15 @@ class HeatMap(Lines):
             row = int(grid.row_of[min(y * len(grid.row_of) // grid.lines, len(grid.row_of) - 1)])
             column = int(grid.column_of[min(x, len(grid.column_of) - 1)])
             self.post_message(self.Picked(min(row, rows - 1), min(column, columns - 1)))
+
+
+def same(one: HeatPicture, other: HeatPicture) -> bool:
+    """Return whether two pictures show the very same matrix in the same way; a copy of it counts as another."""
+    return all(
+        a is b if field.name == "values" else a == b
+        for field in fields(HeatPicture)
+        for a, b in ((getattr(one, field.name), getattr(other, field.name)),)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

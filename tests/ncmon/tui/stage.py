@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def make_app(path: Path, **options: Any) -> NcmonApp:
 
 async def settle(pilot: Pilot[None], app: NcmonApp, ready: Callable[[], bool] = lambda: True) -> None:
     """Wait until a snapshot of what is looked at is shown and `ready` holds."""
-    for _ in range(200):
+    deadline = time.monotonic() + 20  # a busy machine is slow, a wrong screen never gets there
+    while time.monotonic() < deadline:
         await pilot.pause(0.02)
         if app.shown is not None and app.shown.selection == app.selection and ready():
             await pilot.pause()
