@@ -78,7 +78,9 @@ class HelpScreen(ModalScreen[None]):
         """Begin with everything."""
         self.query_one("#help", VerticalScroll).can_focus = False
         self.query_one("#entries", Static).update(entries(""))
-        self.query_one(Input).focus()
+        field = self.query_one(Input)
+        field.cursor_blink = False  # Blinking sends bytes for ever.
+        field.focus()
 
     def on_input_changed(self, message: Input.Changed) -> None:
         """Search while typing."""

@@ -46,7 +46,8 @@ class OverviewScreen(DataScreen):
 
     def on_mount(self) -> None:
         """The table has the keys; the filter appears when it is asked for."""
-        self.query_one("#filter").display = False
+        field = self.query_one("#filter", Input)
+        field.display, field.cursor_blink = False, False
         self.query_one(RunTable).focus()
 
     def left(self, snapshot: Snapshot) -> list[Span]:
