@@ -86,8 +86,23 @@ _ON_ANSI = {
 }
 
 
-def _ramp() -> tuple[str, ...]:
-    anchors = [Color.parse(color).get_truecolor() for color in _CIVIDIS]
+# The same the other way round, from nearly the ground of the light theme: its yellow would shout on white.
+_ON_WHITE = (
+    "#F4F1E4",
+    "#E0DAC0",
+    "#C9C08F",
+    "#A59C74",
+    "#8A8678",
+    "#707173",
+    "#575D6D",
+    "#3B496C",
+    "#123570",
+    "#00224E",
+)
+
+
+def _ramp(colors: tuple[str, ...]) -> tuple[str, ...]:
+    anchors = [Color.parse(color).get_truecolor() for color in colors]
     found = []
     for level in range(HEAT_LEVELS):
         at = level / (HEAT_LEVELS - 1) * (len(anchors) - 1)
@@ -98,9 +113,8 @@ def _ramp() -> tuple[str, ...]:
     return tuple(found)
 
 
-HEAT = _ramp()
-# On a light ground the faint end has to be the light one.
-_HEAT_ON_LIGHT = dict(zip(HEAT, HEAT[::-1], strict=True))
+HEAT = _ramp(_CIVIDIS)
+HEAT_ON_LIGHT = dict(zip(HEAT, _ramp(_ON_WHITE), strict=True))
 
 
 @lru_cache(maxsize=2048)
@@ -124,7 +138,7 @@ def inked(style: Style, kind: str) -> Style:
         return style
     if kind == MONO:
         return style.without_color
-    table = _ON_ANSI if kind == ANSI else _ON_LIGHT | _HEAT_ON_LIGHT
+    table = _ON_ANSI if kind == ANSI else _ON_LIGHT | HEAT_ON_LIGHT
     return Style.combine(
         [
             style,

@@ -28,7 +28,7 @@ from ncmon.tui.widgets.table import Table
 QUESTIONS = (
     ("1", "Which runs are alive?", "● live, ! silent for too long, ○ ended, x failed"),
     ("2", "Is the network collapsing?", "NC1 falls, intra rises to 1, inter falls to the simplex, loss to its floor"),
-    ("3", "In which layer does it start?", "the bright part of the map; the effective depth is said below it"),
+    ("3", "In which layer does it start?", "where the map turns to the collapsed end; the effective depth is below it"),
     ("4", "Which classes lag, and with whom?", "worst first; NEAREST is whom a class is confused with"),
     ("5", "What is guaranteed?", "MEASURED beside BOUND: a guarantee at frozen weights, else an estimate"),
     ("6", "How do runs differ?", "one metric in one chart; space marks runs on 1, * is the baseline"),

@@ -185,7 +185,7 @@ class LayersScreen(OneRunScreen):
 
 
 def heat_picture(part: LayerPart, layer: str, *, following: bool) -> HeatPicture:
-    """Return the picture layers x time: the nearer to collapse, the brighter."""
+    """Return the picture layers x time: the nearer to collapse, the farther right on the scale."""
     metric = by_name(part.metric)
     log = part.metric.startswith(("nc1", "nc2"))
     finite = part.values[np.isfinite(part.values)]
@@ -207,7 +207,7 @@ def heat_picture(part: LayerPart, layer: str, *, following: bool) -> HeatPicture
         column=-1 if following else part.place,
         row_pool=pool,
         capacity=_capacity(len(part.step)),
-        note="bright is collapsed",
+        ends=("far", "collapsed"),
     )
 
 

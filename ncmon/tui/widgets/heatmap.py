@@ -53,7 +53,8 @@ class HeatPicture:
     tall: int = 3
     """The most lines a row may have."""
     empty: str = "no window yet"
-    note: str = ""
+    ends: tuple[str, str] = ("", "")
+    """What the two ends of the scale mean."""
 
 
 class HeatMap(Lines):
@@ -246,14 +247,12 @@ def _heading(picture: HeatPicture, width: int, ink: Ink) -> Row:
     low, high = (tick(end, log=False) for end in (picture.scale.low, picture.scale.high))
     if picture.flip:
         low, high = high, low
+    low, high = f"{picture.ends[0]} {low}".strip(), f"{high} {picture.ends[1]}".strip()
     count = {"colour": palette.HEAT_LEVELS, "blocks": len(heat.BLOCKS), "digits": len(heat.DIGITS)}[ink]
     ramp = np.linspace(0, count - 1, LEGEND).round().astype(np.int64)
     used = sum(len(text) for text, _ in spans)
     if used + len(low) + len(high) + LEGEND + 4 <= width:
         spans += [(f"  {low} ", palette.DIM), *_line(ramp, None, False, ink), (f" {high}", palette.DIM)]
-    used = sum(len(text) for text, _ in spans)
-    if picture.note and used + len(picture.note) + 2 <= width:
-        spans.append((f"  {picture.note}", palette.NULL))
     return tuple(spans)
 
 

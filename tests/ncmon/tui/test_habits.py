@@ -111,7 +111,7 @@ def test_inks_follow_the_theme() -> None:
     assert ansi.name == "green"
     light = palette.inked(style, palette.LIGHT).bgcolor
     assert light is not None
-    assert light.name.upper() == palette.HEAT[-1]
+    assert light.name.upper() == palette.HEAT_ON_LIGHT[palette.HEAT[0]]
     kinds = {theme.name: palette.kind_of(theme) for theme in palette.themes()}
     assert kinds == {"dark": "dark", "light": "light", "ansi": "ansi", "mono": "mono"}
     assert palette.kind_of(BUILTIN_THEMES["solarized-light"]) == palette.LIGHT
@@ -120,3 +120,5 @@ def test_inks_follow_the_theme() -> None:
 def test_a_heat_map_grows_lighter_evenly() -> None:
     steps = np.diff([luminance(color) for color in palette.HEAT])
     assert (steps > 0).all()
+    on_light = np.diff([luminance(palette.HEAT_ON_LIGHT[color]) for color in palette.HEAT])
+    assert (on_light < 0).all()  # on white the far end is the faint one, too
