@@ -34,10 +34,11 @@ def ascii_text(text: str) -> str:
     return text.translate(ASCII).encode("ascii", "replace").decode("ascii")
 
 
-def joined(row: Row) -> Row:
-    """Return the row with neighbours of one style made one: a style costs forty bytes on the wire."""
+def joined(row: Row, width: int = 0) -> Row:
+    """Return the row, filled up to a width, with neighbours of one style made one: each costs forty bytes to send."""
     spans: list[Span] = []
-    for text, style in row:
+    missing = width - sum(len(text) for text, _ in row)
+    for text, style in (*row, (" " * missing, palette.NULL)):
         if not text:
             continue
         if spans and (spans[-1][1] is style or spans[-1][1] == style):
@@ -108,10 +109,10 @@ class Lines(Widget):
         width, height = self.size
         if not (width and height):
             return
-        new = [joined(row) for row in list(self.compose_rows(width, height))[:height]]
+        new = [joined(row, width) for row in list(self.compose_rows(width, height))[:height]]
         if getattr(self.app, "ascii_only", False):
             new = [tuple((ascii_text(text), style) for text, style in row) for row in new]
-        new += [()] * (height - len(new))
+        new += [joined((), width)] * (height - len(new))
         old, self._rows = self._rows, new
         changed = [
             Region(start, y, end - start, 1)

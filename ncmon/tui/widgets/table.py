@@ -144,7 +144,7 @@ class Table(Lines, can_focus=True):
         for place in range(self._top, min(self._top + visible, len(self._keys))):
             cells = self._row(place)
             here = place == cursor
-            spans: list[Span] = [("▸ " if here else "  ", palette.BOLD)]
+            spans: list[Span] = [("▸ ", palette.BOLD) if here else ("  ", palette.NULL)]
             for number, (i, room) in enumerate(widths):
                 text, style = cells[i]
                 gap = "" if number == 0 else " "

@@ -41,6 +41,10 @@ def test_the_changed_part_is_small() -> None:
 def test_neighbours_of_one_style_become_one() -> None:
     plain, red = Style.null(), Style(color="red")
     assert joined((("a", plain), ("", red), ("b", Style.null()), ("c", red))) == (("ab", plain), ("c", red))
+    # Filled up, so that a row that grows differs where it grows.
+    short, longer = joined((("a", plain),), 6), joined((("a", plain), ("b", red)), 6)
+    assert "".join(text for text, _ in longer) == "ab    "
+    assert changed_part(short, longer, 6) == (1, 2)
 
 
 def test_every_glyph_has_a_letter() -> None:
