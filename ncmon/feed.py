@@ -27,15 +27,29 @@ from typing import Any
 import numpy as np
 
 from ncmon import config, packing
+from ncmon.bounds import BOUNDS
 from ncmon.errors import NcmonError, NotFound, UsageError
-from ncmon.metrics import by_name
-from ncmon.model import CLASSIFIER_INPUT, LayerKey, Run
+from ncmon.metrics import METRICS, by_name
+from ncmon.model import CLASSIFIER_INPUT, FloatArray, LayerKey, Run
 from ncmon.store.queries import Store
 from ncmon.store.results import Columns, RunSummary, WindowReadings
 from ncmon.store.runs import StoredRun
+from ncmon.store.screens import (
+    Cache,
+    ClassPart,
+    Compared,
+    LayerPart,
+    class_part,
+    compared,
+    layer_part,
+    pair_arrays,
+    windows_at,
+)
 
 STALE_AFTER_S = 90.0
 REMOTE_TIMEOUT_S = 3.0
+UNMARKED = 8
+"""How many of the newest runs stand side by side where none is marked."""
 ASK_TIMEOUT_S = 0.3
 """A daemon on this machine answers within milliseconds, unless it is busy with a batch."""
 
@@ -60,6 +74,13 @@ CHARTED = (
     "effective_depth",
 )
 """Metrics and bounds of the selected layer that a snapshot holds in full."""
+
+_SCALAR_BOUNDS = tuple(bound for bound in BOUNDS if bound.scope in ("layer", "classifier", "window"))
+BOUNDED = tuple(dict.fromkeys(name for bound in _SCALAR_BOUNDS for name in (bound.name, bound.of)))
+"""What the view of bounds holds beside it: every bound that is one number, and what it bounds."""
+BOUNDED_PAIRS = tuple(dict.fromkeys(name for b in BOUNDS if b.scope == "pair" for name in (b.name, b.of)))
+LAYER_TABLE = ("nc1_pinv", "nc1_cdnv", "intra_cos_min", "inter_cos_max", "nc2_etf_err", "ncc_acc")
+"""What the view of layers holds of every layer at one moment."""
 
 
 class SourceState(enum.Enum):
@@ -92,6 +113,18 @@ class Selection:
     layer: str = CLASSIFIER_INPUT
     detail: bool = True
     """Whether the histories of the run are wanted, or only the list of runs."""
+    view: str = "run"
+    """What else is wanted: `layers`, `classes`, `bounds` and `compare` each hold a part of their own."""
+    metric: str = "nc1_pinv"
+    """Of the views of layers and of runs side by side."""
+    split: str | None = None
+    """Of the views of layers and classes; None: the one that the run trains on."""
+    index: int = 0
+    """The class whose history is wanted."""
+    marked: tuple[str, ...] = ()
+    """The runs to compare, by id."""
+    step: int | None = None
+    """The moment to look at, in steps; None: the last window, whatever comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,7 +139,7 @@ class Detail:
     series: Mapping[str, Mapping[str, Columns]]
     """By split, then by metric."""
     latest: Mapping[str, WindowReadings]
-    """The last window of every split, the exact one where there are both."""
+    """The last window of every split up to the moment looked at, the exact one where there are both."""
     gaps: int
 
     def certified(self, split: str) -> tuple[int, int] | None:
@@ -136,6 +169,13 @@ class Snapshot:
     detail: Detail | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
     """The daemon's own, empty without one."""
+    selection: Selection = Selection()
+    """What this is a picture of."""
+    layers: LayerPart | None = None
+    classes: ClassPart | None = None
+    compared: tuple[Compared, ...] = ()
+    pairs: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Of the view of bounds: the pair arrays of bounds and of what they bound."""
 
     def state(self, summary: RunSummary) -> RunState:
         """Return how a run of this snapshot does."""
@@ -179,6 +219,7 @@ class Feed:
         self._seen: tuple[Any, ...] = ()
         self._version = 0
         self._last: Snapshot | None = None
+        self._cache = Cache()
 
     def __enter__(self) -> Feed:
         return self
@@ -212,11 +253,11 @@ class Feed:
             if seen == self._seen and self._last is not None:
                 return self._replaced(source, counters)
             runs = store.summary()
-            detail = self._detail(store, selection, runs) if selection.detail else None
+            parts = self._parts(store, selection, runs)
             error = ""
         except NcmonError as problem:
             self.close()
-            seen, runs, detail, error = (source, database, str(problem), selection), (), None, str(problem)
+            seen, runs, parts, error = (source, database, str(problem), selection), (), {}, str(problem)
             if source is SourceState.DOWN and not database.exists():
                 error = ""
         if seen != self._seen:
@@ -230,8 +271,9 @@ class Feed:
             host=str((status or {}).get("host", "")),
             error=error,
             runs=runs,
-            detail=detail,
             counters=counters,
+            selection=selection,
+            **parts,
         )
         return self._last
 
@@ -267,44 +309,70 @@ class Feed:
 
     def _replaced(self, source: SourceState, counters: Mapping[str, int]) -> Snapshot:
         assert self._last is not None
-        last = self._last
-        return Snapshot(
-            version=last.version,
-            taken_at=self._clock(),
-            source=source,
-            database=last.database,
-            host=last.host,
-            error=last.error,
-            runs=last.runs,
-            detail=last.detail,
-            counters=counters,
-        )
+        return replace(self._last, taken_at=self._clock(), source=source, counters=counters)
 
     def _open(self, database: Path) -> Store:
         if self._store is None or self._opened != database:
             self.close()
             self._store = Store.open(database)
-            self._opened = database
+            self._opened, self._cache = database, Cache()
         return self._store
 
-    def _detail(self, store: Store, selection: Selection, runs: tuple[RunSummary, ...]) -> Detail | None:
+    def _parts(self, store: Store, selection: Selection, runs: tuple[RunSummary, ...]) -> dict[str, Any]:
+        """Return the fields of a snapshot that the selection asks for."""
         wanted = selection.run_id or (runs[0].run.run_id if runs else None)
-        if wanted is None:
-            return None
+        if wanted is None or not selection.detail:
+            return {}
         try:
             run = store.run(wanted)
         except NotFound:
-            return None
-        return read_detail(run, selection.layer)
+            return {}
+        more = BOUNDED if selection.view == "bounds" else ()
+        detail = read_detail(run, selection.layer, step=selection.step, more=more)
+        parts: dict[str, Any] = {"detail": detail}
+        split = selection.split if selection.split in detail.splits else main_split(detail.splits)
+        if selection.view == "layers":
+            parts["layers"] = layer_part(run, selection.metric, split, LAYER_TABLE, selection.step, self._cache)
+        elif selection.view == "classes" and detail.layer is not None:
+            names = [metric.name for metric in METRICS if metric.scope == "class"]
+            names += [bound.name for bound in BOUNDS if bound.scope == "class"]
+            parts["classes"] = class_part(
+                run, detail.layer.name, split, names, selection.index, selection.step, self._cache
+            )
+        elif selection.view == "bounds" and detail.layer is not None:
+            wanted_split = selection.split or bounds_split(detail)
+            parts["pairs"] = pair_arrays(run, BOUNDED_PAIRS, detail.layer.name, wanted_split, selection.step)
+        elif selection.view == "compare":
+            stored = {found.run_id: found for found in store.runs()}
+            chosen = selection.marked or tuple(summary.run.run_id for summary in runs[:UNMARKED])
+            parts["compared"] = compared([stored[name] for name in chosen if name in stored], selection.metric)
+        return parts
 
 
-def read_detail(run: StoredRun, layer: str) -> Detail:
-    """Return one run in full, of one layer, or of its last layer where it has none of that name."""
+def bounds_split(detail: Detail) -> str:
+    """Return the split whose bounds say most: one measured at frozen weights, for there they are guarantees."""
+    exact = [split for split, window in detail.latest.items() if window.exact]
+    main = main_split(detail.splits)
+    return next((split for split in exact if split.startswith(main)), exact[0] if exact else main)
+
+
+def main_split(splits: tuple[str, ...]) -> str:
+    """Return the split that a run trains on."""
+    return "train" if "train" in splits or not splits else splits[0]
+
+
+def read_detail(run: StoredRun, layer: str, *, step: int | None = None, more: tuple[str, ...] = ()) -> Detail:
+    """Return one run in full, of one layer, or of its last layer where it has none of that name.
+
+    `step` is the moment of `latest`, `more` the series wanted beside the charted ones.
+    """
     layers = run.layers
     shown = next((key for key in layers if key.name == layer), layers[-1] if layers else None)
     splits = run.splits
+    wanted = tuple(dict.fromkeys((*CHARTED, *more)))
     latest: dict[str, WindowReadings] = {}
-    for window in run.readings():
+    # Of the other layers nothing is shown here: reading them all would be most of the work in a deep network.
+    for window in windows_at(run, step, tuple(dict.fromkeys((CLASSIFIER_INPUT, *([shown.name] if shown else []))))):
         # Of a split that is measured both ways the later one counts, and the exact one of the same step.
         before = latest.get(window.split)
         if before is None or (window.step, window.exact) >= (before.step, before.exact):
@@ -314,7 +382,7 @@ def read_detail(run: StoredRun, layer: str) -> Detail:
         layers=layers,
         layer=shown,
         splits=splits,
-        series={split: run.histories(CHARTED, layer=shown.name, split=split) for split in splits} if shown else {},
+        series={split: run.histories(wanted, layer=shown.name, split=split) for split in splits} if shown else {},
         latest=latest,
         gaps=len(run.gaps()),
     )

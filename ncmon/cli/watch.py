@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @click.argument("target", required=False)
 @click.option("--once", is_flag=True, help="Print what there is now and end, as without a terminal.")
 @click.option("--format", "form", type=click.Choice(("text", "json")), help="Of --once, which it implies.")
-@click.option("--theme", metavar="NAME", help="Colours of the screen; an unknown NAME is answered with the known.")
+@click.option(
+    "--theme", metavar="NAME", help="dark, light, ansi (the terminal's own colours), mono, or one of Textual's."
+)
 @click.option("--ascii", "ascii_only", is_flag=True, help="Draw with letters only.")
 def command(target: str | None, once: bool, form: str | None, theme: str | None, ascii_only: bool) -> int:
     """Show runs in the terminal: of the daemon of this user, of an endpoint, or of a database file.

@@ -5,13 +5,16 @@ Quitting this never touches training or data: ingest is another process.
 
 from __future__ import annotations
 
+import bisect
 import os
 import select
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from ncmon.errors import UsageError
 
@@ -19,19 +22,36 @@ from ncmon.errors import UsageError
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
 os.environ.setdefault("TEXTUAL_FPS", "15")
 
-from textual.app import App
-from textual.binding import Binding, BindingType
+from textual.app import App, SystemCommand
+from textual.screen import Screen
 
 from ncmon.feed import Feed, Selection, Snapshot, open_feed
 from ncmon.model import CLASSIFIER_INPUT
+from ncmon.tui import keys, palette, sheets
+from ncmon.tui.keys import NcmonKeys
+from ncmon.tui.look import RATES_S, SMOOTHING, Look, load, look_file, save
 from ncmon.tui.messages import SnapshotReady
+from ncmon.tui.plots import MOST_ZOOM, timeline
 from ncmon.tui.screens.base import DataScreen
+from ncmon.tui.screens.bounds import BoundsScreen
+from ncmon.tui.screens.classes import ClassesScreen
+from ncmon.tui.screens.compare import CompareScreen
 from ncmon.tui.screens.help import HelpScreen
+from ncmon.tui.screens.layers import LayersScreen
 from ncmon.tui.screens.overview import OverviewScreen
 from ncmon.tui.screens.run import RunScreen
 
-REFRESH_S = 1.0
-THEMES = ("textual-dark", "textual-light", "textual-ansi", "nord", "solarized-light")
+SCREENS: dict[str, Callable[[], DataScreen]] = {
+    "overview": OverviewScreen,
+    "run": RunScreen,
+    "layers": LayersScreen,
+    "classes": ClassesScreen,
+    "bounds": BoundsScreen,
+    "compare": CompareScreen,
+}
+
+MOST_COPIED = 64_000
+"""Characters: terminals and multiplexers drop longer ones without a word."""
 
 
 class NcmonApp(App[None]):
@@ -42,16 +62,7 @@ class NcmonApp(App[None]):
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1", "screen('overview')", "Over"),
-        Binding("2", "screen('run')", "Run"),
-        Binding("p,space", "freeze", "Freeze", key_display="p"),
-        Binding("f", "follow", "Follow", show=False),
-        Binding("y", "copy", "Copy", show=False),
-        Binding("T", "next_theme", "Theme", show=False),
-        Binding("colon", "command_palette", "Palette", show=False),
-        Binding("question_mark,f1", "help", "Help", key_display="?"),
-    ]
+    BINDINGS = NcmonKeys.BINDINGS
 
     def __init__(
         self,
@@ -59,30 +70,42 @@ class NcmonApp(App[None]):
         *,
         clock: Callable[[], float] = time.time,
         ascii: bool = False,
-        refresh_s: float = REFRESH_S,
+        refresh_s: float | None = None,
         run_first: bool = False,
+        look: Path | None = None,
     ) -> None:
+        """`look` is the file that keeps how the viewer likes to look; None keeps nothing."""
         super().__init__()
         self.clock = clock
         self.ascii_only = ascii
+        self.look: Look = load(look)
         self.shown: Snapshot | None = None
         self.frozen_at: float | None = None
+        self.zoom = 0
+        self.marked: dict[str, None] = {}
+        self.baseline: str | None = None
+        self.export_to = Path.cwd()
+        self._look_file = look
         self._feed = feed
         self._refresh_s = refresh_s
         self._run_first = run_first
-        self._selection = Selection()
+        self._selection = Selection(view="overview")
         self._held: Snapshot | None = None
+        self._refreeze = False
         self._wake = threading.Event()
         self._stopping = False
         self._parent_pid = os.getppid()
+        for theme in palette.themes():
+            self.register_theme(theme)
+        self.theme = self.look.theme if self.look.theme in self.available_themes else palette.DARK
 
     def on_mount(self) -> None:
         """Show the overview and begin to read."""
-        self.install_screen(OverviewScreen(), "overview")
-        self.install_screen(RunScreen(), "run")
+        for name, screen in SCREENS.items():
+            self.install_screen(screen(), name)
         self.push_screen("overview")
         if self._run_first:
-            self.push_screen("run")
+            self.action_screen("run")
         self.run_worker(self._read, thread=True, exclusive=True, name="feed")
         self.set_interval(1.0, self._look_around)
 
@@ -90,6 +113,8 @@ class NcmonApp(App[None]):
         """Let the worker end."""
         self._stopping = True
         self._wake.set()
+        self.look.theme = self.theme
+        save(self.look, self._look_file)
 
     def _read(self) -> None:
         """The worker: one read a second, or at once when something else is looked at."""
@@ -100,16 +125,25 @@ class NcmonApp(App[None]):
                 if self._stopping:
                     break
                 self.post_message(SnapshotReady(snapshot))
-                self._wake.wait(self._refresh_s)
+                self._wake.wait(RATES_S[self.look.rate] if self._refresh_s is None else self._refresh_s)
         finally:
             self._feed.close()
 
     def on_snapshot_ready(self, message: SnapshotReady) -> None:
         """Show a snapshot, or keep it for later while the picture is frozen."""
         self._held = message.snapshot
+        before = self.shown
         if self.frozen_at is None:
             self.shown = message.snapshot
-        self._draw()
+        elif self._refreeze and message.snapshot.selection == self._selection:
+            # Something else is looked at: that picture is held from now on.
+            self.shown, self.frozen_at, self._refreeze = message.snapshot, self.clock(), False
+        screen = self.screen if self.screen_stack else None
+        if before is not None and self.shown is not None and before.version == self.shown.version:
+            if isinstance(screen, DataScreen):
+                screen.tick(self.shown)
+        else:
+            self._draw()
 
     def _draw(self) -> None:
         if self.screen_stack and isinstance(screen := self.screen, DataScreen):
@@ -128,17 +162,21 @@ class NcmonApp(App[None]):
         except OSError:
             self.exit()
 
-    def select(self, *, run_id: str | None = None, layer: str | None = None) -> None:
-        """Look at another run or another layer; the worker reads it at once."""
+    def select(self, **changes: object) -> None:
+        """Look at something else; the worker reads it at once. The fields are those of `Selection`."""
         before = self._selection
-        if run_id is not None and run_id != before.run_id:
-            self._selection = Selection(run_id=run_id, layer=layer or CLASSIFIER_INPUT)
-        elif layer is not None:
-            self._selection = Selection(run_id=before.run_id, layer=layer)
+        run_id = changes.get("run_id", before.run_id)
+        if run_id != before.run_id:
+            changes = {"layer": CLASSIFIER_INPUT, "split": None, "step": None, "index": 0} | changes
+        self._selection = replace(before, **changes)  # type: ignore[arg-type]
         if self._selection != before:
-            # A picture of something else cannot stay frozen.
-            self.frozen_at = None
+            self._refreeze = self.frozen_at is not None
             self._wake.set()
+
+    @property
+    def selection(self) -> Selection:
+        """What is looked at."""
+        return self._selection
 
     def open_run(self, run_id: str) -> None:
         """Show one run."""
@@ -151,6 +189,13 @@ class NcmonApp(App[None]):
             self.pop_screen()
         if name != "overview":
             self.push_screen(name)
+        metrics = {"layers": LayersScreen.metric, "compare": CompareScreen.metric}
+        changes: dict[str, object] = {"view": name}
+        if name in metrics:
+            changes["metric"] = metrics[name](self.look)
+        if name == "compare":
+            changes["marked"] = tuple(self.marked)
+        self.select(**changes)
 
     def action_freeze(self) -> None:
         """Hold the picture, or let it go on."""
@@ -162,23 +207,102 @@ class NcmonApp(App[None]):
         self._draw()
 
     def action_follow(self) -> None:
-        """The newest run, the classifier's input, not frozen."""
-        self._selection = Selection()
+        """The last window, whatever comes, not frozen."""
         self.frozen_at = None
+        self.select(step=None)
+        self.shown = self._held or self.shown
+        self._draw()
+
+    def action_crosshair(self) -> None:
+        """Look at one moment on all screens, and back to the last one."""
+        if self._selection.step is not None:
+            self.select(step=None)
+        elif steps := self._steps():
+            self.select(step=steps[-1])
+
+    def action_travel(self, by: int) -> None:
+        """Move in time by windows; past the last one it follows the run again."""
+        steps = self._steps()
+        if not steps:
+            return
+        now = self._selection.step
+        place = len(steps) - 1 if now is None else bisect.bisect_right(steps, now) - 1
+        if now is None and by > 0:
+            return
+        self.travel_to(max(place + by, 0))
+
+    def travel_to(self, place: int) -> None:
+        """Look at one window, by its place; past the last one it follows the run."""
+        steps = self._steps()
+        if steps:
+            self.select(step=steps[place] if place < len(steps) else None)
+
+    def _steps(self) -> list[int]:
+        columns = timeline(self.shown.detail) if self.shown is not None and self.shown.detail is not None else None
+        return [] if columns is None else columns.step.tolist()
+
+    def action_zoom(self, by: int) -> None:
+        """Show half the time, twice the time, or (0) all of it."""
+        self.zoom = min(max(self.zoom + by, 0), MOST_ZOOM) if by else 0
+        self._draw()
+
+    def action_smooth(self) -> None:
+        """Smooth over more windows, then not at all."""
+        self.look.smooth = (self.look.smooth + 1) % len(SMOOTHING)
+        self._draw()
+
+    def action_rate(self) -> None:
+        """How often to look."""
+        self.look.rate = (self.look.rate + 1) % len(RATES_S)
         self._wake.set()
+        self.notify(f"every {RATES_S[self.look.rate]:g} s", timeout=2)
 
     def action_copy(self) -> None:
-        """Copy the line of values (OSC 52, which reaches the local clipboard over ssh)."""
-        screen = self.screen
-        if isinstance(screen, RunScreen) and (text := screen.values_text()):
+        """Copy what is shown (OSC 52, which reaches the local clipboard over ssh)."""
+        if isinstance(screen := self.screen, DataScreen) and (sheet := screen.copied()) is not None:
+            text = sheets.tabbed(sheet)
+            if len(text) > MOST_COPIED:
+                self.notify("too much for a clipboard over a terminal: e writes it to a file", severity="warning")
+                return
             self.copy_to_clipboard(text)
-            self.notify("copied", timeout=2)
+            self.notify(f"copied {len(sheet[1])} lines", timeout=2)
+
+    def action_export(self) -> None:
+        """Write what is shown to a new CSV file in the directory where ncmon was started."""
+        screen = self.screen
+        if not isinstance(screen, DataScreen) or (sheet := screen.sheet()) is None:
+            return
+        run = self.shown.detail.run.name if self.shown is not None and self.shown.detail is not None else "runs"
+        try:
+            path = sheets.write(sheet, self.export_to, f"{run}-{screen.id}")
+        except OSError as error:
+            self.notify(f"cannot write to {self.export_to}: {error.strerror}", severity="error")
+            return
+        self.notify(f"wrote {path.name}", timeout=4)
 
     def action_next_theme(self) -> None:
         """The next theme."""
-        names = [name for name in THEMES if name in self.available_themes]
-        place = names.index(self.theme) + 1 if self.theme in names else 0
-        self.theme = names[place % len(names)]
+        place = palette.THEMES.index(self.theme) + 1 if self.theme in palette.THEMES else 0
+        self.theme = palette.THEMES[place % len(palette.THEMES)]
+        self.call_after_refresh(self._draw)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Yield what the command palette offers: everything that a key does here, and the themes."""
+        seen: set[str] = set()
+        for active in screen.active_bindings.values():
+            binding = active.binding
+            if binding.action in seen or binding.system or not binding.description:
+                continue
+            seen.add(binding.action)
+            key = self.get_key_display(binding)
+
+            async def act(action: str = binding.action, node: object = active.node) -> None:
+                await self.run_action(action, node)  # type: ignore[arg-type]
+
+            yield SystemCommand(binding.description, f"key {key}", act)
+        for name in palette.THEMES:
+            yield SystemCommand(f"Theme: {name}", "colours of the screen", partial(setattr, self, "theme", name))
+        yield SystemCommand("Quit", "training and daemon go on", self.exit)
 
     def action_help(self) -> None:
         """Open the help."""
@@ -201,10 +325,12 @@ def run_ui(target: str | None, *, theme: str | None = None, ascii: bool = False,
 
     Raises `UsageError` for a target that cannot be, or a theme that there is not.
     """
-    app = NcmonApp(open_feed(target), ascii=ascii or not speaks_unicode(), run_first=run_first)
+    app = NcmonApp(open_feed(target), ascii=ascii or not speaks_unicode(), run_first=run_first, look=look_file())
     if theme is not None:
         if theme not in app.available_themes:
-            raise UsageError(f"no theme is named {theme!r}; there is {', '.join(sorted(app.available_themes))}")
+            known = [*palette.THEMES, *sorted(set(app.available_themes) - set(palette.THEMES))]
+            raise UsageError(f"no theme is named {theme!r}; there is {', '.join(known)}")
         app.theme = theme
+    app.set_keymap(keys.load(keys.keys_file(), keys.known(NcmonApp, *(type(screen()) for screen in SCREENS.values()))))
     app.run()
     return app.return_code or 0

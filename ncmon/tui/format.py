@@ -7,7 +7,7 @@ import time
 
 from ncmon.feed import printable
 
-__all__ = ("age", "clock", "fit", "number", "percent", "printable", "tick")
+__all__ = ("age", "clock", "cosine", "fit", "number", "percent", "printable", "tick")
 
 
 def number(value: float | None, width: int = 8) -> str:
@@ -24,6 +24,14 @@ def number(value: float | None, width: int = 8) -> str:
             return text
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def cosine(value: float | None) -> str:
+    """Return a cosine with three decimals; 1 only when it is."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    shown = f"{value:.3f}"
+    return "0.999+" if shown == "1.000" and value < 1 else shown
 
 
 def percent(share: float | None) -> str:

@@ -47,6 +47,13 @@ class Scale:
             shown, low, high = np.where(np.isfinite(values), values, np.nan), self.low, self.high
         return (shown - low) / (high - low)
 
+    def value(self, place: float) -> float:
+        """Return the value at a place between 0 and 1."""
+        if self.log:
+            low, high = math.log10(self.low), math.log10(self.high)
+            return float(10.0 ** (low + place * (high - low)))
+        return self.low + place * (self.high - self.low)
+
 
 def scale_of(arrays: list[FloatArray], *, log: bool = False, include: tuple[float, ...] = ()) -> Scale:
     """Return a scale on which all finite values have room; a single value or none gets a span around it."""
@@ -127,10 +134,10 @@ def draw_line(px: FloatArray, py: FloatArray, *, columns: int, rows: int, style:
     xs = np.clip(px, 0.0, 1.0) * (width - 1)
     ys = (1.0 - np.clip(py, 0.0, 1.0)) * (height - 1)
     good = np.isfinite(xs) & np.isfinite(ys)
-    for i in np.flatnonzero(good):
-        pixels[int(ys[i] + 0.5), int(xs[i] + 0.5)] = True
-    for i in np.flatnonzero(good[:-1] & good[1:]):
-        _segment(pixels, float(xs[i]), float(ys[i]), float(xs[i + 1]), float(ys[i + 1]))
+    pixels[(ys[good] + 0.5).astype(np.int64), (xs[good] + 0.5).astype(np.int64)] = True
+    both = np.flatnonzero(good[:-1] & good[1:])
+    if both.size:
+        _segments(pixels, xs[both], ys[both], xs[both + 1], ys[both + 1])
     pattern = _PATTERNS[style]
     if len(pattern) > 1:
         on = np.resize(np.array(pattern, dtype=bool), width)
@@ -179,21 +186,37 @@ def _round_log(value: float, *, up: bool) -> float:
     return [step for step in steps if step <= value * (1 + 1e-9)][-1]
 
 
-def _segment(pixels: NDArray[np.bool_], x0: float, y0: float, x1: float, y1: float) -> None:
-    """Light the pixels between two points: in each pixel column, the run between where the line enters and leaves."""
-    if x1 < x0:
-        x0, y0, x1, y1 = x1, y1, x0, y0
-    first, last = int(x0 + 0.5), int(x1 + 0.5)
-    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else 0.0
-    for column in range(first, last + 1):
-        left, right = max(x0, column - 0.5), min(x1, column + 0.5)
-        a, b = (y0 + (left - x0) * slope, y0 + (right - x0) * slope) if x1 > x0 else (y0, y1)
-        top, bottom = (a, b) if a <= b else (b, a)
-        # Pixels whose middle the line passes; where it passes none, the one that it is nearest to.
-        start, end = math.ceil(top), math.floor(bottom)
-        if start > end:
-            start = end = int((top + bottom) / 2 + 0.5)
-        pixels[start : end + 1, column] = True
+def _segments(pixels: NDArray[np.bool_], x0: FloatArray, y0: FloatArray, x1: FloatArray, y1: FloatArray) -> None:
+    """Light the pixels between pairs of points: in each pixel column, the run between where a line enters and leaves.
+
+    All lines and all their columns at once: a chart is drawn every second, and this is most of what it costs.
+    """
+    turned = x1 < x0
+    x0, x1, y0, y1 = (
+        np.where(turned, x1, x0),
+        np.where(turned, x0, x1),
+        np.where(turned, y1, y0),
+        np.where(turned, y0, y1),
+    )
+    first = (x0 + 0.5).astype(np.int64)
+    counts = (x1 + 0.5).astype(np.int64) - first + 1
+    line = np.repeat(np.arange(counts.size), counts)
+    column = np.arange(line.size) - np.repeat(np.cumsum(counts) - counts, counts) + first[line]
+    upright = x1 <= x0
+    slope = np.divide(y1 - y0, x1 - x0, out=np.zeros_like(y0), where=~upright)[line]
+    x0, x1, y0, y1, upright = x0[line], x1[line], y0[line], y1[line], upright[line]
+    enters = np.where(upright, y0, y0 + (np.maximum(x0, column - 0.5) - x0) * slope)
+    leaves = np.where(upright, y1, y0 + (np.minimum(x1, column + 0.5) - x0) * slope)
+    top, bottom = np.minimum(enters, leaves), np.maximum(enters, leaves)
+    # Pixels whose middle the line passes; where it passes none, the one that it is nearest to.
+    start, end = np.ceil(top).astype(np.int64), np.floor(bottom).astype(np.int64)
+    nearest = ((top + bottom) / 2 + 0.5).astype(np.int64)
+    start, end = np.where(start > end, nearest, start), np.where(start > end, nearest, end)
+    height, width = pixels.shape
+    marks = np.zeros((height + 1, width), dtype=np.int32)
+    np.add.at(marks, (start, column), 1)
+    np.add.at(marks, (end + 1, column), -1)
+    pixels |= np.cumsum(marks, axis=0)[:-1] > 0
 
 
 def _cells(pixels: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -9,33 +9,52 @@ from rich.text import Text as RichText
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.dom import DOMNode
+from textual.keys import format_key
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from ncmon.bounds import BOUNDS
 from ncmon.metrics import METRICS
+from ncmon.tui.keys import NcmonKeys
+from ncmon.tui.screens.bounds import BoundsScreen
+from ncmon.tui.screens.classes import ClassesScreen
+from ncmon.tui.screens.compare import CompareScreen
+from ncmon.tui.screens.layers import LayersScreen
+from ncmon.tui.screens.overview import OverviewScreen
+from ncmon.tui.screens.run import RunScreen
+from ncmon.tui.widgets.table import Table
 
-KEYS = (
-    ("? F1", "this help; type to search in it"),
-    ("1 2", "Overview, Run"),
-    ("j k g G, arrows", "move in lists"),
-    ("enter", "open the run under the cursor"),
-    ("q Esc", "back; on the overview quit (training and daemon go on)"),
-    ("/", "filter runs by name, tag or status; Esc clears it"),
-    ("s S", "sort by the next column; reverse"),
-    ("[ ]", "previous, next layer"),
-    ("L", "logarithmic or linear axis"),
-    ("x", "x-axis: epoch, step, minutes"),
-    ("b", "show or hide what is guaranteed"),
-    ("m", "the next way to measure NC1"),
-    ("tab, S-tab", "the next, the previous chart"),
-    ("z", "the focused chart alone, and back"),
-    ("p", "freeze the picture; data goes on being stored"),
-    ("f", "follow again: newest run, last layer, not frozen"),
-    ("y", "copy the line of values to the clipboard"),
-    ("T", "next theme"),
-    (": ^p", "command palette"),
+QUESTIONS = (
+    ("1", "Which runs are alive?", "● live, ! silent for too long, ○ ended, x failed"),
+    ("2", "Is the network collapsing?", "NC1 falls, intra rises to 1, inter falls to the simplex, loss to its floor"),
+    ("3", "In which layer does it start?", "where the map turns to the collapsed end; the effective depth is below it"),
+    ("4", "Which classes lag, and with whom?", "worst first; NEAREST is whom a class is confused with"),
+    ("5", "What is guaranteed?", "MEASURED beside BOUND: a guarantee at frozen weights, else an estimate"),
+    ("6", "How do runs differ?", "one metric in one chart; space marks runs on 1, * is the baseline"),
 )
+SCREENS = (
+    ("Overview", OverviewScreen),
+    ("Run", RunScreen),
+    ("Layers", LayersScreen),
+    ("Classes", ClassesScreen),
+    ("Bounds", BoundsScreen),
+    ("Compare", CompareScreen),
+    ("Lists", Table),
+)
+
+
+def keys_of(place: type[DOMNode]) -> list[tuple[str, str]]:
+    """Return the keys of a screen or widget as people read them, and what they do."""
+    found: dict[str, list[str]] = {}
+    for kind in place.__mro__:
+        if kind is not place and kind.__module__.startswith("textual"):
+            continue
+        for binding in kind.__dict__.get("BINDINGS", ()):
+            if isinstance(binding, Binding) and binding.description:
+                shown = [format_key(key.strip()) for key in binding.key.split(",")]
+                found.setdefault(binding.description, []).extend(shown)
+    return [(" ".join(dict.fromkeys(keys)), what) for what, keys in found.items()]
 
 
 class HelpScreen(ModalScreen[None]):
@@ -59,7 +78,9 @@ class HelpScreen(ModalScreen[None]):
         """Begin with everything."""
         self.query_one("#help", VerticalScroll).can_focus = False
         self.query_one("#entries", Static).update(entries(""))
-        self.query_one(Input).focus()
+        field = self.query_one(Input)
+        field.cursor_blink = False  # Blinking sends bytes for ever.
+        field.focus()
 
     def on_input_changed(self, message: Input.Changed) -> None:
         """Search while typing."""
@@ -83,21 +104,31 @@ def entries(search: str) -> Group:
         return all(word in text for word in words)
 
     lines: list[RichText] = []
-    keys = [(key, what) for key, what in KEYS if matches(key, what)]
-    if keys:
-        lines.append(RichText("Keys", style="bold"))
-        lines += [RichText.assemble((f"  {key:<16}", "bold"), what) for key, what in keys]
+    if not words:
+        lines.append(RichText("What to look at", style="bold"))
+        for key, ask, say in QUESTIONS:
+            lines += [RichText.assemble((f"  {key} ", "bold"), ask), RichText(f"      {say}", style="dim")]
+        lines.append(RichText(""))
+    everywhere = keys_of(NcmonKeys)
+    for heading, place in (("Keys", NcmonKeys), *SCREENS):
+        known = everywhere if place is NcmonKeys else [pair for pair in keys_of(place) if pair not in everywhere]
+        keys = [(key, what) for key, what in known if matches(key, what, heading)]
+        if keys:
+            lines.append(RichText(heading if place is NcmonKeys else f"Keys of {heading}", style="bold"))
+            lines += [RichText.assemble((f"  {key:<16}", "bold"), what) for key, what in keys]
+            lines.append(RichText(""))
     for heading, found in (
         ("What is measured", [m for m in METRICS if matches(m.name, m.title, m.definition, m.source, *m.aliases)]),
         ("What is guaranteed", [b for b in BOUNDS if matches(b.name, b.title, b.definition, b.source)]),
     ):
         if not found:
             continue
-        lines += [RichText(""), RichText(heading, style="bold")]
+        lines.append(RichText(heading, style="bold"))
         for entry in found:
             target = getattr(entry, "at_collapse", "")
             at = f"  at collapse {target}" if target else ""
             lines.append(RichText.assemble(("  " + entry.name, "bold"), f"  {entry.title}", (at, "dim")))
             lines.append(RichText(f"      {entry.definition}"))
             lines.append(RichText(f"      {entry.source}", style="dim"))
+        lines.append(RichText(""))
     return Group(*(lines or [RichText(f"Nothing here says {search!r}")]))

@@ -8,13 +8,13 @@ from typing import ClassVar
 import numpy as np
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import Footer, Input
+from textual.widgets import Input
 
 from ncmon.feed import Detail, RunState, Snapshot, SourceState
 from ncmon.store.results import RunSummary
 from ncmon.tui import palette
 from ncmon.tui.format import fit, number, printable
-from ncmon.tui.screens.base import DataScreen
+from ncmon.tui.screens.base import DataScreen, Sheet
 from ncmon.tui.widgets.lines import Row, Span
 from ncmon.tui.widgets.runs import COLUMNS, SORTS, RunTable
 from ncmon.tui.widgets.status import Text
@@ -23,35 +23,35 @@ from ncmon.tui.widgets.status import Text
 class OverviewScreen(DataScreen):
     """Screen 1."""
 
+    HINTS = (("/", "filter"), ("space", "mark"), ("s", "sort"), ("*", "baseline"), ("q", "quit"))
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "Open", show=True),
-        Binding("slash", "filter", "Filter", key_display="/"),
-        Binding("s", "sort", "Sort"),
-        Binding("S", "reverse", "Reverse", show=False),
-        Binding("escape,q", "leave", "Quit", key_display="q"),
+        Binding("enter", "open", "open the run", show=True),
+        Binding("slash", "filter", "filter runs", id="filter"),
+        Binding("s", "sort", "sort by the next column", id="sort"),
+        Binding("S", "reverse", "reverse the order", id="reverse"),
+        Binding("space", "mark", "mark the run for Compare", id="mark"),
+        Binding("asterisk", "baseline", "compare others with this run", id="baseline"),
+        Binding("escape,q", "leave", "quit", id="back"),
     ]
 
     def __init__(self) -> None:
         super().__init__(id="overview")
         self._filter = ""
-        self._sort = 0
-        self._reversed = False
 
-    def compose(self) -> ComposeResult:
+    def compose_body(self) -> ComposeResult:
         """Make the widgets."""
-        yield Text(id="status")
         yield Input(placeholder="name, tag or status; Enter keeps it, Esc clears it", id="filter")
         yield RunTable(id="runs", ascii=self.ncmon.ascii_only)
         yield Text(id="preview")
-        yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
         """The table has the keys; the filter appears when it is asked for."""
-        self.query_one("#filter").display = False
+        field = self.query_one("#filter", Input)
+        field.display, field.cursor_blink = False, False
         self.query_one(RunTable).focus()
 
-    def show(self, snapshot: Snapshot) -> None:
-        """Draw a snapshot."""
+    def left(self, snapshot: Snapshot) -> list[Span]:
+        """Return the left of the status line."""
         states = {summary.run.run_id: snapshot.state(summary) for summary in snapshot.runs}
         live = sum(state is RunState.LIVE for state in states.values())
         left: list[Span] = [(" ncmon", palette.BOLD)]
@@ -60,10 +60,22 @@ class OverviewScreen(DataScreen):
         left.append((f"  {live} live  {len(states) - live} stored", palette.NULL))
         if self._filter:
             left.append((f"  /{printable(self._filter)}", palette.BOLD))
-        if self._sort or self._reversed:
-            left.append((f"  by {SORTS[self._sort]}{' reversed' if self._reversed else ''}", palette.DIM))
-        self.status(left, snapshot)
+        look = self.ncmon.look
+        if look.run_sort or look.run_reversed:
+            turned = " reversed" if look.run_reversed else ""
+            left.append((f"  by {SORTS[look.run_sort % len(SORTS)]}{turned}", palette.DIM))
+        return left
+
+    def tick(self, snapshot: Snapshot) -> None:
+        """The table says how long runs have been silent."""
+        self.again()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Draw a snapshot."""
+        states = {summary.run.run_id: snapshot.state(summary) for summary in snapshot.runs}
+        self.show_status(snapshot)
         table = self.query_one(RunTable)
+        table.marked, table.baseline = self.ncmon.marked, self.ncmon.baseline
         table.empty = _empty(snapshot, bool(self._filter))
         table.show(self._arranged(snapshot.runs, states), states, snapshot.taken_at)
         self._preview(snapshot, table.cursor)
@@ -77,14 +89,14 @@ class OverviewScreen(DataScreen):
             return all(word in text for word in words)
 
         kept = [summary for summary in runs if matches(summary)]
-        name = SORTS[self._sort]
+        name = SORTS[self.ncmon.look.run_sort % len(SORTS)]
         if name == "name":
             kept.sort(key=lambda summary: summary.run.name)
         elif name != "started":
             column = next(column for column in COLUMNS if column.title == name)
             known = [s for s in kept if not _missing(column.key(s))]
             kept = sorted(known, key=lambda s: float(column.key(s))) + [s for s in kept if _missing(column.key(s))]
-        return kept[::-1] if self._reversed else kept
+        return kept[::-1] if self.ncmon.look.run_reversed else kept
 
     def _preview(self, snapshot: Snapshot, summary: RunSummary | None) -> None:
         panel = self.query_one("#preview", Text)
@@ -129,13 +141,44 @@ class OverviewScreen(DataScreen):
 
     def action_sort(self) -> None:
         """Sort by the next column."""
-        self._sort = (self._sort + 1) % len(SORTS)
+        self.ncmon.look.run_sort = (self.ncmon.look.run_sort + 1) % len(SORTS)
         self.again()
 
     def action_reverse(self) -> None:
         """Turn the order around."""
-        self._reversed = not self._reversed
+        self.ncmon.look.run_reversed = not self.ncmon.look.run_reversed
         self.again()
+
+    def action_mark(self) -> None:
+        """Mark the run under the cursor for the comparison, or take the mark away; then go on to the next."""
+        table = self.query_one(RunTable)
+        if (summary := table.cursor) is None:
+            return
+        run_id = summary.run.run_id
+        if run_id in self.ncmon.marked:
+            del self.ncmon.marked[run_id]
+        else:
+            self.ncmon.marked[run_id] = None
+        self.again()
+        table.action_move(1)
+
+    def action_baseline(self) -> None:
+        """Compare the others with this run."""
+        if (summary := self.query_one(RunTable).cursor) is not None:
+            run_id = summary.run.run_id
+            self.ncmon.baseline = None if self.ncmon.baseline == run_id else run_id
+            self.again()
+
+    def sheet(self) -> Sheet | None:
+        """Return the runs."""
+        snapshot = self.ncmon.shown
+        if snapshot is None or not snapshot.runs:
+            return None
+        names = list(snapshot.runs[0].values)
+        return ("run", "name", "state", "epoch", "step", *names), [
+            (s.run.run_id, s.run.name, snapshot.state(s).value, s.epoch, s.step, *(s.values[n] for n in names))
+            for s in snapshot.runs
+        ]
 
     def action_leave(self) -> None:
         """Clear the filter; at the root, quit. Training and daemon go on."""

@@ -6,15 +6,19 @@ x axis. The x range is sticky: it grows by steps, so that a new point changes a 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.style import Style
+from textual import events
+from textual.message import Message
 
 from ncmon.model import FloatArray
 from ncmon.tui import palette, raster
+from ncmon.tui.format import number as number_text
 from ncmon.tui.format import tick
 from ncmon.tui.widgets.lines import Lines, Row, Span
 
@@ -56,10 +60,24 @@ class Picture:
     """What is said where there is no value to show."""
     span: tuple[float, float] | None = None
     """The y range, where it is fixed (cosines)."""
+    x_log: bool = False
+    x_whole: bool = False
+    """Whether the axis ends at the last point and has whole numbers only (layers, classes)."""
+    x_range: tuple[float, float] | None = None
+    """The part of the x axis to show, None for all of it."""
+    cursor: float | None = None
+    """Where the crosshair stands; the legend then says the values there."""
 
 
 class Chart(Lines):
-    """Draws a picture."""
+    """Draws a picture; a click says where on the x axis."""
+
+    class Picked(Message):
+        """A place on the x axis was clicked."""
+
+        def __init__(self, x: float) -> None:
+            super().__init__()
+            self.x = x
 
     def __init__(self, *, id: str | None = None, ascii: bool = False) -> None:
         super().__init__(id=id)
@@ -77,9 +95,21 @@ class Chart(Lines):
             return []
         return chart_rows(self.picture, width, height, ascii=self.ascii_only)
 
+    def on_click(self, event: events.Click) -> None:
+        """Say where was clicked."""
+        columns = self.size.width - LABEL_WIDTH - 2
+        at = event.x - LABEL_WIDTH - 2
+        if self.picture is None or columns < 2 or not 0 <= at < columns:
+            return
+        shown = [line for line in self.picture.lines if np.isfinite(line.y).any()]
+        if shown:
+            self.post_message(self.Picked(_x_scale(self.picture, shown).value(at / (columns - 1))))
+
 
 def chart_rows(picture: Picture, width: int, height: int, *, ascii: bool = False) -> list[Row]:
     """Return the rows of a chart of this size; at small sizes the axes go first, then the plot."""
+    if picture.x_range is not None:
+        picture = replace(picture, lines=tuple(_within(line, *picture.x_range) for line in picture.lines))
     rows: list[Row] = [_heading(picture, width, ascii)]
     if height < 3 or width < 12:
         return rows[:height]
@@ -94,7 +124,7 @@ def chart_rows(picture: Picture, width: int, height: int, *, ascii: bool = False
         rows[1 + plot_rows // 2] = ((" " * LABEL_WIDTH + f" {bar} {picture.empty}"[: columns + 2], palette.DIM),)
         return [*rows, ((" " * LABEL_WIDTH + f" {corner}{rule * columns}", palette.DIM),)]
 
-    x_scale = _x_scale(shown)
+    x_scale = _x_scale(picture, shown)
     if picture.span is not None and not picture.log:
         y_scale = raster.Scale(low=picture.span[0], high=picture.span[1])
     else:
@@ -108,16 +138,17 @@ def chart_rows(picture: Picture, width: int, height: int, *, ascii: bool = False
         layers.append((raster.draw_level(place, columns=columns, rows=plot_rows), level.style, "."))
     for number in range(len(shown) - 1, -1, -1):
         line = shown[number]
-        low, high = x_scale.low, x_scale.high
-        kept = raster.m4(line.x, line.y, low=low, high=high, columns=raster.DOTS_X * columns)
-        px, py = x_scale.place(line.x[kept].astype(np.float64)), y_scale.place(line.y[kept])
+        across = x_scale.place(line.x.astype(np.float64))
+        kept = raster.m4(across, line.y, low=0.0, high=1.0, columns=raster.DOTS_X * columns)
+        px, py = across[kept], y_scale.place(line.y[kept])
         bits = raster.draw_line(px, py, columns=columns, rows=plot_rows, style=line.pattern)
         layers.append((bits, line.style, MARKS[number % len(MARKS)]))
 
     labels = _labels(y_scale, plot_rows)
+    cross = _cross(picture.cursor, x_scale, columns)
     for y in range(plot_rows):
         head: Row = ((f"{labels.get(y, ''):>{LABEL_WIDTH}} {bar}", palette.DIM),)
-        row = head + _plot_row(layers, y, columns, ascii)
+        row = head + _plot_row(layers, y, columns, ascii, cross)
         rows.append(_named(row, picture.levels, layers, y, columns))
     rows.append(_x_axis(x_scale, columns, picture.x_title, corner, rule))
     return rows
@@ -129,20 +160,57 @@ def _heading(picture: Picture, width: int, ascii: bool) -> Row:
     if picture.log:
         spans.append((" log", palette.DIM))
         used += 4
-    for number, line in enumerate(picture.lines):
-        sample = MARKS[number % len(MARKS)] * 2 if ascii else palette.SAMPLES[line.pattern]
-        if used + 1 + len(sample) + len(line.name) > width:
+    samples = [
+        MARKS[n % len(MARKS)] * 2 if ascii else palette.SAMPLES[line.pattern] for n, line in enumerate(picture.lines)
+    ]
+    names = [line.name for line in picture.lines]
+    style = palette.DIM
+    if picture.cursor is not None:
+        values = [number_text(_at(line, picture.cursor)) for line in picture.lines]
+        both = [f"{name} {value}" for name, value in zip(names, values, strict=True)]
+        names = both if used + sum(len(text) + 3 for text in both) <= width else values
+        style = palette.NULL
+    for sample, name, line in zip(samples, names, picture.lines, strict=True):
+        if used + 1 + len(sample) + len(name) > width:
             break
-        spans += [(" ", palette.DIM), (sample, line.style), (line.name, palette.DIM)]
-        used += 1 + len(sample) + len(line.name)
+        spans += [(" ", palette.DIM), (sample, line.style), (name, style)]
+        used += 1 + len(sample) + len(name)
     return tuple(spans)
 
 
-def _x_scale(lines: Sequence[Line]) -> raster.Scale:
+def _within(line: Line, low: float, high: float) -> Line:
+    first, last = np.searchsorted(line.x, low, side="left"), np.searchsorted(line.x, high, side="right")
+    return replace(line, x=line.x[first:last], y=line.y[first:last])
+
+
+def _at(line: Line, x: float) -> float | None:
+    """Return the value of the last point up to x."""
+    place = int(np.searchsorted(line.x, x, side="right")) - 1
+    return float(line.y[place]) if place >= 0 else None
+
+
+def _cross(cursor: float | None, scale: raster.Scale, columns: int) -> int:
+    if cursor is None:
+        return -1
+    place = float(scale.place(np.array([cursor]))[0])
+    return round(place * (columns - 1)) if 0 <= place <= 1 else -1
+
+
+def _x_scale(picture: Picture, lines: Sequence[Line]) -> raster.Scale:
+    if picture.x_range is not None and not picture.x_log:
+        low, high = picture.x_range
+        return raster.Scale(low=low, high=high if high > low else low + 1.0)
     low = min(float(line.x[0]) for line in lines)
     high = max(float(line.x[-1]) for line in lines)
+    if picture.x_log:
+        low = max(low, 1.0)
+        return raster.Scale(low=low, high=max(high, 2 * low), log=True)
     if high <= low:
         return raster.Scale(low=low - 0.5, high=low + 0.5)
+    if picture.x_whole:
+        return raster.Scale(low=low, high=high)
+    if 0 < low <= (high - low) / 10:
+        low = 0.0  # Counted from one, or the first window's end: an axis that begins at nought reads better.
     # Sticky: the right end moves by an eighth of the span, rounded up to two digits.
     span = high - low
     step = 10.0 ** math.floor(math.log10(span)) / 2
@@ -161,20 +229,27 @@ def _labels(scale: raster.Scale, rows: int) -> dict[int, str]:
     return labels
 
 
-def _plot_row(layers: Sequence[tuple[np.ndarray, Style, str]], y: int, columns: int, ascii: bool) -> Row:
-    spans: list[Span] = []
-    for x in range(columns):
-        bits, style, mark = 0, palette.DIM, " "
-        for cells, layer_style, layer_mark in layers:
-            if cells[y, x]:
-                bits |= int(cells[y, x])
-                style, mark = layer_style, layer_mark
-        text = mark if ascii else raster.braille(bits)
-        if spans and spans[-1][1] == style:
-            spans[-1] = (spans[-1][0] + text, style)
-        else:
-            spans.append((text, style))
-    return tuple(spans)
+def _plot_row(
+    layers: Sequence[tuple[np.ndarray, Style, str]], y: int, columns: int, ascii: bool, cross: int = -1
+) -> Row:
+    """Return one row of the plot: in every cell all dots, in the style of the last layer that has one there."""
+    bits = np.zeros(columns, dtype=np.uint32)
+    owner = np.zeros(columns, dtype=np.int64)
+    for number, (cells, _, _) in enumerate(layers):
+        row = cells[y]
+        bits |= row
+        owner[row > 0] = number + 1
+    styles = [palette.DIM, *(style for _, style, _ in layers), palette.CURSOR]
+    if ascii:
+        marks = np.array([ord(mark) for mark in (" ", *(mark for _, _, mark in layers))], dtype="<u4")
+        points = marks[owner]
+    else:
+        points = np.where(bits > 0, bits + 0x2800, 0x20).astype("<u4")
+    if 0 <= cross < columns and not owner[cross]:
+        points[cross], owner[cross] = ord("│"), len(styles) - 1
+    text = points.tobytes().decode("utf-32-le")
+    edges = [0, *(np.flatnonzero(owner[1:] != owner[:-1]) + 1).tolist(), columns]
+    return tuple((text[i:j], styles[owner[i]]) for i, j in itertools.pairwise(edges))
 
 
 def _named(
@@ -207,7 +282,7 @@ def _x_axis(scale: raster.Scale, columns: int, title: str, corner: str, rule: st
     places = [(0, tick(scale.low, digits=6)), (columns - len(right), right)]
     for value in raster.ticks(scale, max(1, columns // 14))[1:]:
         label = tick(value, digits=6)
-        at = round((value - scale.low) / (scale.high - scale.low) * (columns - 1)) - len(label) // 2
+        at = round(float(scale.place(np.array([value]))[0]) * (columns - 1)) - len(label) // 2
         places.append((at, label))
     taken: list[tuple[int, int]] = []
     for at, label in places:

@@ -1,31 +1,81 @@
 """A widget that is rows of text: it compares new rows with the old ones and redraws only those that changed.
 
 Textual sends a whole region again when a widget refreshes; over ssh a chart that repaints every second is most of the
-traffic. Here a refresh that changes nothing sends nothing.
+traffic. Here a refresh that changes nothing sends nothing, and of a row that changes only the part that does.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Sequence
+from typing import Literal
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
+from ncmon.tui import palette
+
 Span = tuple[str, Style]
 """A piece of text and its style."""
 Row = tuple[Span, ...]
 
 
-ASCII = str.maketrans("●○▸▲▼…─│└┄⠤▁▂▃▄▅▆▇█", "*o>^v~-|+.-__..-=##")
+ASCII = str.maketrans("●○▸◂▲▼…─│└┄┃·⠤▁▂▃▄▅▆▇█▌≥≤−", "*o><^v~-|+.|.-__..-=###><-")
 """What stands for a glyph where the terminal knows ASCII only."""
 
 
 def ascii_text(text: str) -> str:
     """Return a text of the same length in ASCII."""
     return text.translate(ASCII).encode("ascii", "replace").decode("ascii")
+
+
+def joined(row: Row, width: int = 0) -> Row:
+    """Return the row, filled up to a width, with neighbours of one style made one: each costs forty bytes to send."""
+    spans: list[Span] = []
+    missing = width - sum(len(text) for text, _ in row)
+    for text, style in (*row, (" " * missing, palette.NULL)):
+        if not text:
+            continue
+        if spans and (spans[-1][1] is style or spans[-1][1] == style):
+            spans[-1] = (spans[-1][0] + text, style)
+        else:
+            spans.append((text, style))
+    return tuple(spans)
+
+
+def changed_part(old: Row | None, new: Row, width: int) -> tuple[int, int]:
+    """Return from where to where a row has to be drawn again; nothing when both are the same."""
+    if old == new:
+        return 0, 0
+    if old is None:
+        return 0, width
+    before, after = "".join(text for text, _ in old), "".join(text for text, _ in new)
+    # Characters that are two cells wide, or none, would need counting: rare enough to draw the whole row.
+    if cell_len(before) != len(before) or cell_len(after) != len(after):
+        return 0, width
+    start = _common(old, new)
+    if len(before) != len(after):
+        return min(start, width), width
+    return min(start, width), min(len(after) - _common(old[::-1], new[::-1], backwards=True), width)
+
+
+def _common(old: Sequence[Span], new: Sequence[Span], *, backwards: bool = False) -> int:
+    """Return how many cells two rows have in common from one end."""
+    found = 0
+    for (text, style), (other, other_style) in zip(old, new, strict=False):
+        if style != other_style:
+            return found
+        if text == other:
+            found += len(text)
+            continue
+        pairs = zip(text[::-1], other[::-1], strict=False) if backwards else zip(text, other, strict=False)
+        return found + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return found
 
 
 class Lines(Widget):
@@ -38,6 +88,18 @@ class Lines(Widget):
         super().__init__(id=id, classes=classes)
         self._rows: list[Row] = []
 
+    @property
+    def _kind(self) -> str:
+        return palette.kind_of(self.app.current_theme)
+
+    @property
+    def ink(self) -> Literal["colour", "blocks", "digits"]:
+        """How a heat map can be drawn here: without colour by shade, in ASCII by digits."""
+        if getattr(self.app, "ascii_only", False):
+            return "digits"
+        plain = self._kind in (palette.MONO, palette.ANSI) or bool(os.environ.get("NO_COLOR"))
+        return "blocks" if plain or self.app.console.color_system in (None, "standard") else "colour"
+
     def compose_rows(self, width: int, height: int) -> Sequence[Row]:
         """Return the rows to show; a shorter list leaves the rest blank."""
         raise NotImplementedError
@@ -47,14 +109,19 @@ class Lines(Widget):
         width, height = self.size
         if not (width and height):
             return
-        new = list(self.compose_rows(width, height))[:height]
+        new = [joined(row, width) for row in list(self.compose_rows(width, height))[:height]]
         if getattr(self.app, "ascii_only", False):
             new = [tuple((ascii_text(text), style) for text, style in row) for row in new]
-        new += [()] * (height - len(new))
+        new += [joined((), width)] * (height - len(new))
         old, self._rows = self._rows, new
-        changed = [y for y in range(height) if y >= len(old) or old[y] != new[y]]
+        changed = [
+            Region(start, y, end - start, 1)
+            for y in range(height)
+            for start, end in (changed_part(old[y] if y < len(old) else None, new[y], width),)
+            if end > start
+        ]
         if changed:
-            self.refresh(*(Region(0, y, width, 1) for y in changed))
+            self.refresh(*changed)
 
     def on_resize(self) -> None:
         """A new size is a new picture."""
@@ -66,8 +133,8 @@ class Lines(Widget):
         width = self.size.width
         if y >= len(self._rows):
             return Strip([Segment(" " * width, self.rich_style)], width)
-        base = self.rich_style
-        segments = [Segment(text, base + style) for text, style in self._rows[y] if text]
+        base, kind = self.rich_style, self._kind
+        segments = [Segment(text, base + palette.inked(style, kind)) for text, style in self._rows[y] if text]
         return Strip(segments).adjust_cell_length(width, base)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:

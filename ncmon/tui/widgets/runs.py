@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -111,6 +111,8 @@ class RunTable(Lines, can_focus=True):
         super().__init__(id=id)
         self.ascii_only = ascii
         self.empty: Sequence[str] = ()
+        self.marked: Collection[str] = ()
+        self.baseline: str | None = None
         self._runs: tuple[RunSummary, ...] = ()
         self._states: dict[str, RunState] = {}
         self._now = 0.0
@@ -187,6 +189,12 @@ class RunTable(Lines, can_focus=True):
             rows.append(self._row(self._runs[place], place == cursor, name_width, columns, trend, width))
         return rows
 
+    def _flag(self, run_id: str) -> Span:
+        """Return what says that a run is marked, or is what others are compared with."""
+        if run_id == self.baseline:
+            return "*", palette.WARN
+        return ("+", palette.GOOD) if run_id in self.marked else (" ", palette.NULL)
+
     def _row(
         self, summary: RunSummary, here: bool, name_width: int, columns: Sequence[Column], trend: int, width: int
     ) -> Row:
@@ -194,7 +202,8 @@ class RunTable(Lines, can_focus=True):
         mark = "▸" if here else " "
         name_style = palette.BOLD if here else palette.NULL
         spans: list[Span] = [
-            (f" {mark}", palette.BOLD),
+            (mark, palette.BOLD),
+            self._flag(summary.run.run_id),
             (f"{palette.RUN_GLYPHS[state]} ", palette.RUN_STYLES[state]),
             (fit(summary.run.name, name_width), name_style),
             (f" {_word(state)}", palette.RUN_STYLES[state]),

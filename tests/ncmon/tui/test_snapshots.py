@@ -8,42 +8,50 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
-from ncmon.tui.screens.run import RunScreen
-from tests.ncmon.tui.stage import make_app
+from ncmon.tui.app import NcmonApp
+from tests.ncmon.tui.stage import make_app, settle
 
-SIZES = [(80, 24), (120, 40)]
-
-
-async def settle(pilot: Pilot[None]) -> None:
-    for _ in range(200):
-        await pilot.pause(0.02)
-        screen = pilot.app.screen
-        if getattr(pilot.app, "shown", None) is not None and (
-            not isinstance(screen, RunScreen) or screen.query_one("#nc1").picture is not None
-        ):
-            break
-    await pilot.pause(0.2)
+SIZES = [(80, 24), (200, 50)]
+SCREENS = {"overview": "1", "run": "2", "layers": "3", "classes": "4", "bounds": "5", "compare": "6"}
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_overview(snap_compare: Callable[..., bool], database: Path, size: tuple[int, int]) -> None:
-    assert snap_compare(make_app(database), terminal_size=size, run_before=settle)
+async def go(pilot: Pilot[None], *keys: str) -> None:
+    assert isinstance(pilot.app, NcmonApp)
+    for key in keys:
+        await pilot.press(key)
+    await settle(pilot, pilot.app)
+    # Widgets find their sizes from what they show; the picture is taken when none has moved.
+    for _ in range(3):
+        await pilot.pause(0.05)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_run(snap_compare: Callable[..., bool], database: Path, size: tuple[int, int]) -> None:
-    async def go(pilot: Pilot[None]) -> None:
-        await pilot.press("2")
-        await settle(pilot)
+@pytest.mark.parametrize("screen", SCREENS)
+def test_screen(snap_compare: Callable[..., bool], database: Path, screen: str, size: tuple[int, int]) -> None:
+    async def before(pilot: Pilot[None]) -> None:
+        await go(pilot, SCREENS[screen])
 
-    assert snap_compare(make_app(database), terminal_size=size, run_before=go)
+    assert snap_compare(make_app(database), terminal_size=size, run_before=before)
 
 
 def test_help(snap_compare: Callable[..., bool], database: Path) -> None:
-    async def go(pilot: Pilot[None]) -> None:
-        await settle(pilot)
-        await pilot.press("question_mark")
+    async def before(pilot: Pilot[None]) -> None:
+        await go(pilot, "question_mark")
         await pilot.press(*"nc1")
         await pilot.pause(0.2)
 
-    assert snap_compare(make_app(database), terminal_size=(80, 24), run_before=go)
+    assert snap_compare(make_app(database), terminal_size=(80, 24), run_before=before)
+
+
+def test_crosshair_in_light(snap_compare: Callable[..., bool], database: Path) -> None:
+    async def before(pilot: Pilot[None]) -> None:
+        await go(pilot, "T", "2", "less_than_sign")
+
+    assert snap_compare(make_app(database), terminal_size=(80, 24), run_before=before)
+
+
+def test_layers_without_colour_and_braille(snap_compare: Callable[..., bool], database: Path) -> None:
+    async def before(pilot: Pilot[None]) -> None:
+        await go(pilot, "T", "T", "T", "3")
+
+    assert snap_compare(make_app(database, ascii=True), terminal_size=(80, 24), run_before=before)

@@ -1,0 +1,288 @@
+"""What screens ask of a run beyond histories: all layers over time, all classes at one moment, one class over time.
+
+Each is a frozen part of a snapshot and costs few reads however long the run is: of a long history at most
+`MOST_WINDOWS` windows are read, and those that were read before are taken from a `Cache`: a stored window never
+changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ncmon.model import CLASSIFIER_INPUT, FloatArray, IntArray, Run
+from ncmon.store import arrays, schema
+from ncmon.store.results import Columns, WindowReadings
+from ncmon.store.runs import StoredRun
+
+MOST_WINDOWS = 256
+"""Of the picture layers x time: more columns than a wide terminal has, few enough to read at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerPart:
+    """One metric of all layers over time, and several of them at one moment."""
+
+    metric: str
+    split: str
+    layers: tuple[str, ...]
+    step: IntArray
+    """(T,) ascending; of a long history evenly chosen windows, the last one always."""
+    epoch: IntArray
+    values: FloatArray
+    """(L, T) NaN where a layer has no value."""
+    place: int
+    """The column of the moment that is looked at, -1 before the first window."""
+    table: Mapping[str, FloatArray]
+    """(L,) by metric, at that moment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClassPart:
+    """All classes of one layer at one moment, and one of them over time."""
+
+    layer: str
+    split: str
+    step: int
+    epoch: int
+    exact: bool
+    arrays: Mapping[str, FloatArray]
+    """(C,) by name; empty where the store kept none of this layer."""
+    matrix: FloatArray | None
+    """(C, C) cosines between classes of the nearest kept window up to that moment, None where none was kept."""
+    matrix_epoch: int
+    index: int
+    """The class whose history follows."""
+    history_step: IntArray
+    history_epoch: IntArray
+    history_time: FloatArray
+    history: Mapping[str, FloatArray]
+    """(T,) by name, of the classifier's input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Compared:
+    """One run's line in a comparison."""
+
+    run: Run
+    split: str
+    columns: Columns
+
+
+@dataclass(slots=True, kw_only=True)
+class Cache:
+    """What was read of windows before; belongs to one database."""
+
+    key: tuple[Any, ...] = ()
+    rows: dict[int, dict[str, float]] = field(default_factory=dict)
+    matrix_key: tuple[Any, ...] = ()
+    matrix: FloatArray | None = None
+
+
+def windows_at(run: StoredRun, step: int | None, layers: Sequence[str] | None = None) -> tuple[WindowReadings, ...]:
+    """Return the last window of every split and kind up to `step` (None: of all), of these layers or of all."""
+    known = {key.name for key in run.layers}
+    wanted: Sequence[str | None] = [None] if layers is None else [name for name in layers if name in known]
+    steps: Mapping[str, int | None] = {}
+    if step is not None:
+        rows = run._reader.execute(
+            "SELECT split, max(step) FROM window WHERE run_key = ? AND step <= ? GROUP BY split", (run._key, step)
+        )
+        steps = dict(rows)
+    found: list[WindowReadings] = []
+    for split in run.splits:
+        if step is not None and split not in steps:
+            continue
+        parts = [run.readings(split=split, step=steps.get(split), layer=name) for name in wanted]
+        for same in zip(*parts, strict=True):
+            merged = {name: layer for part in same for name, layer in part.layers.items()}
+            found.append(replace(same[0], layers=merged))
+    return tuple(found)
+
+
+def layer_part(
+    run: StoredRun, metric: str, split: str, table: Sequence[str], step: int | None, cache: Cache
+) -> LayerPart:
+    """Return one metric of all layers over time, and `table` at the moment of `step` (None: the last)."""
+    reader = run._reader
+    stored = schema.columns_of(reader, "reading", schema.READING_FIXED)
+    layers = tuple(key.name for key in run.layers)
+    rows = reader.execute(
+        "SELECT step, window_key, epoch FROM window WHERE run_key = ? AND split = ? ORDER BY step, exact",
+        (run._key, split),
+    )
+    # Of one step the exact window counts: it comes later.
+    windows = list({row[0]: row for row in rows}.values())
+    upto = len(windows) if step is None else sum(row[0] <= step for row in windows)
+    moment = upto - 1
+    # A stride that is a power of two: when the history grows, the windows that stay chosen were read before.
+    stride = 1
+    while len(windows) / stride > MOST_WINDOWS:
+        stride *= 2
+    chosen = sorted({*range(0, len(windows), stride), *([len(windows) - 1, moment] if moment >= 0 else [])})
+    key = (run.run_id, metric, split)
+    if cache.key != key:
+        cache.key, cache.rows = key, {}
+    wanted = [windows[i][1] for i in chosen]
+    missing = [window for window in wanted if window not in cache.rows]
+    for start in range(0, len(missing) if metric in stored else 0, 500):
+        some = missing[start : start + 500]
+        for window, layer, value in reader.execute(
+            f"""SELECT d.window_key, l.name, d."{metric}" FROM reading d JOIN layer l ON l.layer_key = d.layer_key
+WHERE d.window_key IN ({", ".join("?" * len(some))})""",  # noqa: S608 the name is a column
+            some,
+        ):
+            cache.rows.setdefault(window, {})[layer] = np.nan if value is None else value
+    cache.rows = {window: cache.rows.get(window, {}) for window in wanted}
+    values = np.full((len(layers), len(chosen)), np.nan)
+    for column, window in enumerate(wanted):
+        found = cache.rows[window]
+        values[:, column] = [found.get(layer, np.nan) for layer in layers]
+    columns = {name: np.full(len(layers), np.nan) for name in table}
+    named = [name for name in table if name in stored]
+    if moment >= 0 and named:
+        selected = "".join(f', d."{name}"' for name in named)
+        for row in reader.execute(
+            f"SELECT l.name{selected} FROM reading d JOIN layer l ON l.layer_key = d.layer_key"  # noqa: S608 columns
+            " WHERE d.window_key = ?",
+            (windows[moment][1],),
+        ):
+            for name, value in zip(named, row[1:], strict=True):
+                columns[name][layers.index(row[0])] = np.nan if value is None else value
+    return LayerPart(
+        metric=metric,
+        split=split,
+        layers=layers,
+        step=np.array([windows[i][0] for i in chosen], dtype=np.int64),
+        epoch=np.array([windows[i][2] for i in chosen], dtype=np.int64),
+        values=values,
+        place=chosen.index(moment) if moment >= 0 else -1,
+        table=columns,
+    )
+
+
+def class_part(
+    run: StoredRun, layer: str, split: str, names: Sequence[str], index: int, step: int | None, cache: Cache
+) -> ClassPart | None:
+    """Return the classes of a layer at the moment of `step` (None: the last); None before the first window."""
+    reader = run._reader
+    layer_keys = dict(reader.execute("SELECT name, layer_key FROM layer WHERE run_key = ?", (run._key,)))
+    layer_key = layer_keys.get(layer)
+    at_classifier = layer == CLASSIFIER_INPUT
+    moments = reader.execute(
+        f"""SELECT window_key, step, epoch, exact, n_classes FROM window w
+WHERE run_key = :run AND split = :split AND (:step IS NULL OR step <= :step) AND ({"1" if at_classifier else "0"}
+  OR EXISTS (SELECT 1 FROM array a WHERE a.window_key = w.window_key AND a.layer_key = :layer))
+ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed text
+        {"run": run._key, "split": split, "step": step, "layer": layer_key},
+    )
+    if not moments:
+        return None
+    window, at_step, epoch, exact, n_classes = moments[0]
+    if at_classifier:
+        found = run._class_arrays(window, n_classes)
+    else:
+        blobs = reader.execute(
+            "SELECT name, value FROM array WHERE window_key = ? AND layer_key = ?", (window, layer_key)
+        )
+        found = {name: array for name, blob in blobs if (array := arrays.unpack(blob)).ndim == 1}
+    matrix, matrix_epoch = _matrix(run, layer_key, split, at_step, cache)
+    steps, epochs, times, history = _class_history(run, split, names, index)
+    return ClassPart(
+        layer=layer,
+        split=split,
+        step=at_step,
+        epoch=epoch,
+        exact=bool(exact),
+        arrays=found,
+        matrix=matrix,
+        matrix_epoch=matrix_epoch,
+        index=index,
+        history_step=steps,
+        history_epoch=epochs,
+        history_time=times,
+        history=history,
+    )
+
+
+def pair_arrays(
+    run: StoredRun, names: Sequence[str], layer: str, split: str, step: int | None
+) -> dict[str, FloatArray]:
+    """Return pair arrays (C, C) of the last window up to `step` that kept all of them; none where none did."""
+    if not names:
+        return {}
+    rows = run._reader.execute(
+        f"""SELECT w.window_key, l.layer_key FROM window w JOIN layer l ON l.run_key = w.run_key AND l.name = ?
+WHERE w.run_key = ? AND w.split = ? AND (? IS NULL OR w.step <= ?) AND (SELECT count(*) FROM array a
+  WHERE a.window_key = w.window_key AND a.layer_key = l.layer_key AND a.name IN ({", ".join("?" * len(names))})) = ?
+ORDER BY w.step DESC, w.exact DESC LIMIT 1""",  # noqa: S608 placeholders
+        (layer, run._key, split, step, step, *names, len(names)),
+    )
+    if not rows:
+        return {}
+    found = run._reader.execute(
+        f"SELECT name, value FROM array WHERE window_key = ? AND layer_key = ? AND name IN ({', '.join('?' * len(names))})",  # noqa: S608,E501
+        (*rows[0], *names),
+    )
+    return {name: arrays.unpack(blob) for name, blob in found}
+
+
+def compared(runs: Sequence[StoredRun], metric: str, layer: str = CLASSIFIER_INPUT) -> tuple[Compared, ...]:
+    """Return one metric of several runs, of the split that each trains on, in the order given."""
+    lines = []
+    for run in runs:
+        names = [key.name for key in run.layers]
+        if not names:
+            continue
+        splits = run.splits
+        split = "train" if "train" in splits or not splits else splits[0]
+        shown = layer if layer in names else names[-1]
+        lines.append(Compared(run=run.run, split=split, columns=run.history(metric, layer=shown, split=split)))
+    return tuple(lines)
+
+
+def _matrix(
+    run: StoredRun, layer_key: int | None, split: str, step: int, cache: Cache
+) -> tuple[FloatArray | None, int]:
+    """Return the cosines of the last window up to `step` that kept them, and its epoch."""
+    rows = run._reader.execute(
+        """SELECT w.window_key, w.epoch FROM window w CROSS JOIN array a ON a.window_key = w.window_key
+WHERE w.run_key = ? AND w.split = ? AND w.step <= ? AND a.layer_key = ? AND a.name = 'inter_cos'
+ORDER BY w.step DESC, w.exact DESC LIMIT 1""",
+        (run._key, split, step, layer_key),
+    )
+    if not rows:
+        return None, -1
+    key = (run.run_id, rows[0][0], layer_key)
+    if cache.matrix_key != key:
+        # A thousand classes are megabytes: read once.
+        blob = run._reader.execute(
+            "SELECT value FROM array WHERE window_key = ? AND layer_key = ? AND name = 'inter_cos'", key[1:]
+        )
+        cache.matrix_key, cache.matrix = key, arrays.unpack(blob[0][0])
+    return cache.matrix, rows[0][1]
+
+
+def _class_history(
+    run: StoredRun, split: str, names: Sequence[str], index: int
+) -> tuple[IntArray, IntArray, FloatArray, dict[str, FloatArray]]:
+    stored = schema.columns_of(run._reader, "class_reading", schema.CLASS_FIXED)
+    named = [name for name in names if name in stored]
+    selected = "".join(f', d."{name}"' for name in named)
+    rows = run._reader.execute(
+        f"""SELECT w.step, w.epoch, w.time{selected} FROM window w
+JOIN class_reading d ON d.window_key = w.window_key AND d.class = ?
+WHERE w.run_key = ? AND w.split = ? ORDER BY w.step, w.exact""",  # noqa: S608 names are columns
+        (index, run._key, split),
+    )
+    columns = list(zip(*rows, strict=True)) or [()] * (3 + len(named))
+    values = {name: np.array(columns[3 + place], dtype=np.float64) for place, name in enumerate(named)}
+    return (
+        np.array(columns[0], dtype=np.int64),
+        np.array(columns[1], dtype=np.int64),
+        np.array(columns[2], dtype=np.float64),
+        values,
+    )

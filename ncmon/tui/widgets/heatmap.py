@@ -1,0 +1,292 @@
+"""A heat map: one row a layer or a class, one column a moment or a class.
+
+Colour where the terminal has it, with two rows a line (half blocks) when there are many; shaded blocks where it has
+not, digits where it knows ASCII only. The legend is drawn with the same cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+from textual import events
+from textual.message import Message
+
+from ncmon.model import FloatArray
+from ncmon.tui import heat, palette
+from ncmon.tui.format import fit, tick
+from ncmon.tui.raster import Scale
+from ncmon.tui.widgets.lines import Lines, Row, Span
+
+Ink = Literal["colour", "blocks", "digits"]
+
+MISSING = "·"
+LEGEND = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeatPicture:
+    """All that a heat map shows."""
+
+    title: str
+    values: FloatArray
+    """(rows, columns)"""
+    scale: Scale
+    flip: bool = False
+    """Whether small values are the bright ones."""
+    row_names: Sequence[str]
+    column_names: Sequence[str] = ()
+    """Above the columns, where each has its own."""
+    ticks: Sequence[tuple[int, str]] = ()
+    """Below the columns: which column, and what is said there."""
+    row: int = -1
+    """The row under the cursor."""
+    column: int = -1
+    row_pool: heat.Pool = "max"
+    column_pool: heat.Pool = "mean"
+    cell: int = 0
+    """Cells a column; 0 shares all the width there is among `capacity` columns."""
+    capacity: int = 0
+    """How many columns have room: more than there are, so that a new one does not move the others."""
+    tall: int = 3
+    """The most lines a row may have."""
+    empty: str = "no window yet"
+    ends: tuple[str, str] = ("", "")
+    """What the two ends of the scale mean."""
+
+
+class HeatMap(Lines):
+    """Draws a heat map; a click says which row and column."""
+
+    class Picked(Message):
+        """A cell was clicked."""
+
+        def __init__(self, row: int, column: int) -> None:
+            super().__init__()
+            self.row = row
+            self.column = column
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.picture: HeatPicture | None = None
+
+    def show(self, picture: HeatPicture) -> None:
+        """Show a picture; rows that are the same are not sent again, and the same picture is not drawn again."""
+        before, self.picture = self.picture, picture
+        if before is None or not self._rows or not same(before, picture):
+            self.redraw()
+
+    def compose_rows(self, width: int, height: int) -> Sequence[Row]:
+        """Return the rows of the map."""
+        return heat_rows(self.picture, width, height, ink=self.ink) if self.picture is not None else []
+
+    def on_click(self, event: events.Click) -> None:
+        """Say what was clicked."""
+        if self.picture is None or not self.picture.values.size:
+            return
+        grid = layout(self.picture, *self.size, half=self.ink == "colour")
+        y, x = event.y - grid.top, event.x - grid.left
+        if 0 <= y < grid.lines and 0 <= x < grid.width:
+            rows, columns = self.picture.values.shape
+            row = int(grid.row_of[min(y * len(grid.row_of) // grid.lines, len(grid.row_of) - 1)])
+            column = int(grid.column_of[min(x, len(grid.column_of) - 1)])
+            self.post_message(self.Picked(min(row, rows - 1), min(column, columns - 1)))
+
+
+def same(one: HeatPicture, other: HeatPicture) -> bool:
+    """Return whether two pictures show the very same matrix in the same way; a copy of it counts as another."""
+    return all(
+        a is b if field.name == "values" else a == b
+        for field in fields(HeatPicture)
+        for a, b in ((getattr(one, field.name), getattr(other, field.name)),)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layout:
+    """Where the cells of a map are."""
+
+    left: int
+    top: int
+    lines: int
+    """Lines of the screen that hold cells."""
+    half: bool
+    """Whether a line holds two rows."""
+    row_of: np.ndarray
+    """First row of the matrix of each row of cells."""
+    column_of: np.ndarray
+    """First column of the matrix of each character."""
+    axis: bool
+    """Whether there is a line for the ticks."""
+
+    @property
+    def width(self) -> int:
+        """Characters that hold cells."""
+        return len(self.column_of)
+
+
+def layout(picture: HeatPicture, width: int, height: int, *, half: bool) -> Layout:
+    """Return where the cells are in a map of this size."""
+    n_rows, n_columns = picture.values.shape
+    top = 1 + (bool(picture.column_names) and height > 3)
+    axis = bool(picture.ticks) and height > 3
+    room = max(height - top - axis, 1)
+    names = max((len(name) for name in picture.row_names), default=0)
+    left = min(names, max(width // 5, 3)) + 2
+    space = max(width - left - 1, 1)
+    halved = half and n_rows > room
+    cells = min(n_rows, room * 2 if halved else room)
+    if n_rows > cells:
+        row_of = heat.edges(n_rows, cells)[:-1]
+    else:
+        row_of = heat.stretched(n_rows, cells if halved else room, 1 if halved else picture.tall)
+    if picture.cell and n_columns <= space:
+        column_of = heat.stretched(n_columns, space, picture.cell)
+    else:
+        # Time fills the width: its columns need not be equally wide.
+        column_of = np.arange(space) * max(picture.capacity, n_columns) // space
+        column_of = column_of[column_of < n_columns]
+    lines = -(-len(row_of) // 2) if halved else len(row_of)
+    return Layout(left=left, top=top, lines=lines, half=halved, row_of=row_of, column_of=column_of, axis=axis)
+
+
+def heat_rows(picture: HeatPicture, width: int, height: int, *, ink: Ink = "colour") -> list[Row]:
+    """Return the rows of a map of this size."""
+    rows: list[Row] = [_heading(picture, width, ink)]
+    if height < 2 or width < 8:
+        return rows[:height]
+    if not picture.values.size or np.isnan(picture.values).all():
+        return [*rows, ((f"  {picture.empty}"[:width], palette.DIM),)]
+    grid = layout(picture, width, height, half=ink == "colour")
+    count = {"colour": palette.HEAT_LEVELS, "blocks": len(heat.BLOCKS), "digits": len(heat.DIGITS)}[ink]
+    shown = _shown(picture, grid)
+    cells = heat.levels(shown, picture.scale, count, flip=picture.flip)
+    if grid.top > 1:
+        rows.append(_column_heading(picture, grid))
+    marked = _place(grid.row_of, picture.row)
+    for y in range(grid.lines):
+        first = 2 * y if grid.half else y
+        here = marked in ((first, first + 1) if grid.half else (first,))
+        name = ""
+        if here:
+            name = picture.row_names[picture.row]
+        elif not grid.half and (y == 0 or grid.row_of[y] != grid.row_of[y - 1]):
+            name = picture.row_names[int(grid.row_of[y])]
+        begins = here and (y == 0 or grid.half or grid.row_of[y] != grid.row_of[y - 1])
+        if here and not begins:
+            name = ""
+        label = f"{'▸' if begins else ' '}{fit(name, grid.left - 2)} "
+        spans: list[Span] = [(label, palette.BOLD if here else palette.DIM)]
+        below = cells[first + 1] if grid.half and first + 1 < len(cells) else None
+        spans += _line(cells[first], below, grid.half, ink)
+        rows.append(tuple(spans))
+    if grid.axis:
+        rows.append(_axis(picture, grid))
+    return rows
+
+
+def _shown(picture: HeatPicture, grid: Layout) -> FloatArray:
+    """Return the values of the cells (rows of cells, characters)."""
+    values = picture.values
+    if picture.scale.log and picture.column_pool == "mean":
+        # The mean of a logarithmic scale is that of the logarithms.
+        values = np.where(values > 0, values, np.nan)
+        return np.exp(_pool(np.log(values), picture, grid))
+    return _pool(values, picture, grid)
+
+
+def _pool(values: FloatArray, picture: HeatPicture, grid: Layout) -> FloatArray:
+    starts, which = np.unique(grid.column_of, return_inverse=True)
+    if len(starts) < values.shape[1]:
+        values = heat.reduced(values, starts, picture.column_pool, 1)
+    values = values[:, which]
+    n_rows = len(np.unique(grid.row_of))
+    if n_rows < values.shape[0]:
+        return heat.pooled(values, n_rows, picture.row_pool, 0)
+    return values[grid.row_of]
+
+
+def _line(cells: np.ndarray, below: np.ndarray | None, half: bool, ink: Ink) -> list[Span]:
+    spans: list[Span] = []
+    glyphs = heat.BLOCKS if ink == "blocks" else heat.DIGITS
+    for x, level in enumerate(cells.tolist()):
+        under = int(below[x]) if below is not None else None
+        if level < 0 and (under is None or under < 0):
+            text, style = MISSING, palette.DIM
+        elif ink != "colour":
+            text, style = glyphs[level], palette.NULL
+        elif not half:
+            text, style = " ", palette.heat(level)
+        elif under is None or under < 0:
+            text, style = "▀", palette.ink(level)
+        elif level < 0:
+            text, style = "▄", palette.ink(under)
+        else:
+            text, style = "▀", palette.heat(level, under)
+        if spans and spans[-1][1] is style:
+            spans[-1] = (spans[-1][0] + text, style)
+        else:
+            spans.append((text, style))
+    return spans
+
+
+def _place(starts: np.ndarray, index: int) -> int:
+    """Return the first cell that shows what has this index, -1 for none."""
+    if index < 0 or not len(starts):
+        return -1
+    at = int(np.searchsorted(starts, index, side="right")) - 1
+    return int(np.searchsorted(starts, starts[at], side="left"))
+
+
+def _heading(picture: HeatPicture, width: int, ink: Ink) -> Row:
+    spans: list[Span] = [(f" {picture.title}", palette.BOLD)]
+    if picture.scale.log:
+        spans.append((" log", palette.DIM))
+    low, high = (tick(end, log=False) for end in (picture.scale.low, picture.scale.high))
+    if picture.flip:
+        low, high = high, low
+    low, high = f"{picture.ends[0]} {low}".strip(), f"{high} {picture.ends[1]}".strip()
+    count = {"colour": palette.HEAT_LEVELS, "blocks": len(heat.BLOCKS), "digits": len(heat.DIGITS)}[ink]
+    ramp = np.linspace(0, count - 1, LEGEND).round().astype(np.int64)
+    used = sum(len(text) for text, _ in spans)
+    if used + len(low) + len(high) + LEGEND + 4 <= width:
+        spans += [(f"  {low} ", palette.DIM), *_line(ramp, None, False, ink), (f" {high}", palette.DIM)]
+    return tuple(spans)
+
+
+def _column_heading(picture: HeatPicture, grid: Layout) -> Row:
+    text = [" "] * (grid.left + grid.width)
+    bold = -1
+    unique, starts = np.unique(grid.column_of, return_index=True)
+    spread = len(unique) == picture.values.shape[1]
+    room = len(grid.column_of) // max(len(unique), 1)
+    for column, at in zip(unique.tolist(), starts.tolist(), strict=True):
+        here = spread and column == picture.column
+        if spread:
+            label = picture.column_names[column][: max(room - (room > 1), 1)]
+            text[grid.left + at : grid.left + at + len(label)] = list(label)
+        if here:
+            bold = grid.left + at
+    line = "".join(text)
+    if bold < 0:
+        return ((line, palette.DIM),)
+    return ((line[:bold], palette.DIM), (line[bold : bold + room], palette.REVERSE), (line[bold + room :], palette.DIM))
+
+
+def _axis(picture: HeatPicture, grid: Layout) -> Row:
+    text = [" "] * (grid.left + grid.width)
+    free = grid.left
+    for column, label in picture.ticks:
+        at = grid.left + int(np.searchsorted(grid.column_of, column, side="left"))
+        at = max(min(at, grid.left + grid.width - len(label)), grid.left)
+        if at >= free:
+            text[at : at + len(label)] = list(label)
+            free = at + len(label) + 1
+    line = "".join(text)
+    if picture.column < 0:
+        return ((line, palette.DIM),)
+    at = grid.left + int(np.searchsorted(grid.column_of, picture.column, side="left"))
+    at = min(at, len(line) - 1)
+    return ((line[:at], palette.DIM), ("▲", palette.BOLD), (line[at + 1 :], palette.DIM))
