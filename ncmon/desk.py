@@ -32,15 +32,16 @@ class Desk:
     def __init__(self, database: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._feed = Feed(endpoint=None, database=database)
         self._monotonic = monotonic
-        self._kept: OrderedDict[tuple[object, ...], _Kept] = OrderedDict()
+        self._kept: OrderedDict[Selection, _Kept] = OrderedDict()
 
     def answer(self, request: bytes, status: Mapping[str, Any]) -> bytes:
         """Return the reply to one request; an empty one for what is no question. Never raises for what was asked."""
         try:
             question = msgspec.msgpack.decode(request, type=packing.Question)
+            selection = msgspec.convert(question.selection, Selection)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return b""
-        _, token, snapshot = self._snapshot(question)
+        _, token, snapshot = self._snapshot(selection)
         reply = packing.Reply(
             token=token,
             snapshot=b"" if question.seen == token else snapshot,
@@ -53,20 +54,19 @@ class Desk:
         """Close the database."""
         self._feed.close()
 
-    def _snapshot(self, question: packing.Question) -> _Kept:
+    def _snapshot(self, selection: Selection) -> _Kept:
         now = self._monotonic()
-        key = (question.run_id, question.layer, question.detail)
-        kept = self._kept.get(key)
+        kept = self._kept.get(selection)
         if kept is not None and now < kept[0] + FRESH_S:
             return kept
         try:
-            found = self._feed.read(Selection(run_id=question.run_id, layer=question.layer, detail=question.detail))
+            found = self._feed.read(selection)
             token, snapshot = f"{found.version}", packing.encode(found)
         except (NcmonError, TypeError, KeyError) as error:
             token, snapshot = f"failed: {error}"[:200], b""
         made = (now, f"{id(self)}/{token}", snapshot)
-        self._kept[key] = made
-        self._kept.move_to_end(key)
+        self._kept[selection] = made
+        self._kept.move_to_end(selection)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return made

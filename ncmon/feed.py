@@ -416,7 +416,7 @@ def _ask_for(endpoint: str, selection: Selection, seen: str) -> tuple[packing.Re
 
     from ncmon.transport import ask
 
-    question = packing.Question(run_id=selection.run_id, layer=selection.layer, detail=selection.detail, seen=seen)
+    question = packing.Question(selection=msgspec.to_builtins(selection), seen=seen)
     request = msgspec.msgpack.encode(question)
     answer = ask(config.view_endpoint(endpoint), request, timeout_s=REMOTE_TIMEOUT_S)
     if answer is None:

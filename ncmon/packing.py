@@ -21,9 +21,8 @@ T = TypeVar("T")
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a viewer on another machine asks the daemon."""
 
-    run_id: str | None
-    layer: str
-    detail: bool
+    selection: dict[str, Any]
+    """What it looks at, by the names of `feed.Selection`."""
     seen: str
     """Token of the answer that it has; the same one needs no second copy."""
 
