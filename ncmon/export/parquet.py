@@ -5,7 +5,8 @@
     DIR/runs/run_id=ID/data.parquet
 
 Any number of machines write into one directory; a run that is exported again replaces its own files and no others.
-`SELECT ... FROM read_parquet('DIR/history/*/*.parquet', hive_partitioning = true)` reads all of it in DuckDB.
+In DuckDB `SELECT ... FROM read_parquet('DIR/history/*/*.parquet', hive_types = {run_id: VARCHAR})` reads all of it; the
+type keeps ids of digits alone from becoming numbers.
 """
 
 from __future__ import annotations

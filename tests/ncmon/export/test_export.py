@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import struct
@@ -114,6 +115,19 @@ def test_duckdb_reads_the_directory_of_many_machines(store: Store, tmp_path: Pat
         ).fetchall()
     assert answer == [(ref, store.run(ref).history("nc1_pinv", split="test").value[-1]) for ref in ("run0", "run1")]
     assert found == [("vit-small-wd1e-4",), ("resnet-lr1",)]
+
+
+def test_an_id_of_digits_stays_a_text_in_duckdb(store: Store, tmp_path: Path) -> None:
+    import duckdb
+
+    run = store.run("run1")
+    for run_id in ("007", "a b%/é"):
+        run.run = dataclasses.replace(run.run, run_id=run_id)
+        parquet.write_dataset(tmp_path, [run], Choice(metrics=("alpha",)))
+    found = duckdb.sql(
+        f"SELECT DISTINCT run_id FROM read_parquet('{tmp_path}/history/*/*.parquet', hive_types = {{run_id: VARCHAR}})"
+    ).fetchall()
+    assert {run_id for (run_id,) in found} == {"007", "a b%/é"}
 
 
 def test_npz_holds_every_array(store: Store, tmp_path: Path) -> None:
