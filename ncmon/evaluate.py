@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ncmon.bounds import BOUNDS
+from ncmon.bounds.assumptions import assumptions
 from ncmon.metrics import METRICS, View
 from ncmon.metrics.spec import Bound, Metric
 from ncmon.metrics.view import SINGLE_FLOOR
@@ -25,7 +26,11 @@ def evaluate(window: Window) -> Evaluation:
     views = tuple(View(window, layer) for layer in window.layers)
     # Numbers that overflow become readings with a reason; numpy's warnings would say it twice.
     with np.errstate(all="ignore"):
-        return Evaluation(window=window, layers=tuple(_layer(view, views) for view in views))
+        return Evaluation(
+            window=window,
+            layers=tuple(_layer(view, views) for view in views),
+            assumptions=assumptions(window),
+        )
 
 
 def _layer(view: View, views: Sequence[View]) -> LayerReadings:

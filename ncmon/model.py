@@ -217,12 +217,25 @@ class LayerReadings:
     """Samples, classes_present, rank_used, resolution_floor, zero_norm, nonfinite."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumption:
+    """One assumption of the theory in one window."""
+
+    name: str
+    holds: bool | None
+    """None: not known."""
+    fact: str
+    """What says so."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
     """A window's readings: what is stored, published and shown."""
 
     window: Window
     layers: tuple[LayerReadings, ...]
+    assumptions: tuple[Assumption, ...] = ()
+    """What holds of the theory's assumptions; empty where an older ncmon did not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,6 +166,18 @@ def window_inputs(view: View) -> WindowInputs:
     )
 
 
+def from_classes(rms: FloatArray, losses: FloatArray, beta: float) -> WindowInputs:
+    """Return the same from stored numbers: root mean square norms (C,), mean losses (C,) and beta."""
+    if np.isnan(rms).any() or np.isnan(losses).any():
+        raise Unavailable("not applicable: a class is absent or its loss was not measured")
+    alpha = float(np.sqrt(np.mean(np.square(rms)))) * (1 + ALLOWANCE)
+    return WindowInputs(
+        n_classes=len(rms),
+        product=alpha * beta * (1 + ALLOWANCE),
+        loss=float(np.mean(losses)) * (1 + ALLOWANCE) + LOSS_FLOOR,
+    )
+
+
 LINEAR_HEAD = "logits are W h + v of these features"
 FROZEN = "the weights do not move inside the window (exact windows; on a streaming one the bound is an estimate)"
 PLAIN_LOSS = "the loss is plain cross-entropy of the labels, of the same samples as the features"

@@ -153,10 +153,7 @@ def _tight(view: View) -> Theorem:
 
 def _value(found: Theorem, value: float | None) -> float:
     if value is None:
-        raise Unavailable(
-            f"vacuous: the loss gap is {found.gap:.2g}, the theorem says something below"
-            f" 1e{found.vacuous_above_log10:.1f}"
-        )
+        raise Unavailable(f"vacuous: needs a loss gap below 1e{found.vacuous_above_log10:.1f}, it is {found.gap:.2g}")
     return value
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ncmon.bounds import BOUNDS
+from ncmon.bounds import BOUNDS, Bound
 from ncmon.errors import UsageError
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.plot import series, style
@@ -81,28 +81,34 @@ def _panel(
 
 
 def bounds(run: StoredRun, *, splits: Sequence[str] = (), scale: str = "auto") -> Figure:
-    """Draw every bound beside what it bounds, the slack between them shaded; and every class in the last window."""
+    """Draw every bound that says something beside what it bounds; and every class in the last window."""
     split = series.one_split(run, splits or _exact_split(run))
     by_step = not series.has_epochs([run])
-    plain = [bound for bound in BOUNDS if bound.scope != "class"]
+    plain: dict[str, list[Bound]] = {}
+    for bound in BOUNDS:
+        if bound.scope not in ("class", "pair"):
+            plain.setdefault(bound.of, []).append(bound)
     classes = [bound for bound in BOUNDS if bound.scope == "class"]
     if CLASSIFIER_INPUT not in {key.name for key in run.layers}:
         raise UsageError(f"run {run.name} has no classifier-input: the bounds are about it")
     with style.styled():
         figure, axes = style.grid(len(plain) + len(classes), columns=2, width=4.4, height=3.0)
-        for axis, bound in zip(axes, plain, strict=False):
-            measured = series.curve(run, bound.of, layer=CLASSIFIER_INPUT, split=split, by_step=by_step)
-            value = series.curve(run, bound.name, layer=CLASSIFIER_INPUT, split=split, by_step=by_step)
+        for axis, (name, several) in zip(axes, plain.items(), strict=False):
+            measured = series.curve(run, name, layer=CLASSIFIER_INPUT, split=split, by_step=by_step)
             _line(axis, measured, style.COLOURS[0], "solid", "measured")
-            kind = "guaranteed" if measured.exact else "estimated"
-            axis.plot(value.x, value.y, color=style.COLOURS[1], linestyle=(0, (4, 2)), label=f"{kind}: {bound.name}")
-            shared = np.isin(measured.x, value.x)
-            if len(value) and shared.sum() == len(value):
-                axis.fill_between(value.x, value.y, measured.y[shared], color=style.COLOURS[1], alpha=0.12, linewidth=0)
-            if series.is_log(bound.of, [measured.y, value.y], scale):
+            drawn = [measured.y]
+            for place, bound in enumerate(several):
+                value = series.curve(run, bound.name, layer=CLASSIFIER_INPUT, split=split, by_step=by_step)
+                if not np.isfinite(value.y).any():
+                    continue  # vacuous or not applicable throughout: the table of `ncmon bounds` says why
+                kind = "guaranteed" if measured.exact else "estimated"
+                colour = style.COLOURS[(place + 1) % len(style.COLOURS)]
+                axis.plot(value.x, value.y, color=colour, linestyle=(0, (4, 2)), label=f"{kind}: {bound.name}")
+                drawn.append(value.y)
+            if series.is_log(name, drawn, scale):
                 style.logarithmic(axis)
-            _dress(axis, series.title(bound.of), by_step, empty=not len(measured))
-            axis.legend(loc="best")
+            _dress(axis, series.title(name), by_step, empty=not len(measured))
+            axis.legend(loc="best", fontsize=6)
         for axis, bound in zip(axes[len(plain) :], classes, strict=True):
             _class_panel(axis, run, bound.of, bound.name, split)
         figure.suptitle(f"{style.short(run.name)}: measured against guaranteed, split {style.text(split)}", fontsize=10)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ncmon.errors import NotInstalled
-from ncmon.model import FloatArray, Gap, IntArray, LayerReadings, Run
+from ncmon.model import Assumption, FloatArray, Gap, IntArray, LayerReadings, Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +99,8 @@ class WindowReadings:
     """Fraction of the training time that watching cost, None when it was not measured."""
     ignored_labels: int
     skipped_batches: Mapping[str, int]
+    assumptions: tuple[Assumption, ...]
+    """What holds of the theory's assumptions; empty where an older ncmon did not say."""
     layers: Mapping[str, LayerReadings]
     """By layer name, in the order of the forward pass. Class arrays are those of the classifier's input; pair arrays
     are read with `StoredRun.matrix`.

@@ -17,7 +17,7 @@ from ncmon.bounds import BOUNDS
 from ncmon.errors import NotFound, near
 from ncmon.metrics import METRICS, resolve
 from ncmon.metrics.spec import Bound, Metric
-from ncmon.model import CLASSIFIER_INPUT, FloatArray, Gap, LayerKey, LayerReadings, Reading, Run
+from ncmon.model import CLASSIFIER_INPUT, Assumption, FloatArray, Gap, LayerKey, LayerReadings, Reading, Run
 from ncmon.store import arrays, schema
 from ncmon.store.connection import Reader
 from ncmon.store.results import ClassColumns, Columns, StoredGap, WindowColumns, WindowReadings
@@ -273,7 +273,7 @@ WHERE w.run_key = ? AND w.split = ? AND a.layer_key = ? AND a.name = ? ORDER BY 
     def _last_windows(self, epoch: int | None, step: int | None, split: str | None) -> list[dict[str, Any]]:
         return self._reader.named(
             """SELECT window_key, split, exact, epoch, max(step) AS step, time, duration_s, steps, sampled_steps,
-  ncc_source, ranks, world_size, n_classes, overhead, ignored_labels, skipped
+  ncc_source, ranks, world_size, n_classes, overhead, ignored_labels, skipped, assumptions
 FROM window WHERE run_key = :run AND (:epoch IS NULL OR epoch = :epoch) AND (:step IS NULL OR step = :step)
   AND (:split IS NULL OR split = :split) GROUP BY split, exact ORDER BY split <> 'train', split, exact""",
             {"run": self._key, "epoch": epoch, "step": step, "split": split},
@@ -323,6 +323,10 @@ WHERE d.window_key = ? AND (? IS NULL OR l.name = ?) ORDER BY l.idx, l.layer_key
             overhead=row["overhead"],
             ignored_labels=row["ignored_labels"],
             skipped_batches=json.loads(row["skipped"]) if row["skipped"] else {},
+            assumptions=tuple(
+                Assumption(name=name, holds=holds, fact=fact)
+                for name, (holds, fact) in json.loads(row["assumptions"] or "{}").items()
+            ),
             layers=layers,
         )
 

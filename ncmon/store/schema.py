@@ -58,9 +58,15 @@ def add_edits(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE run ADD COLUMN tags_given INTEGER NOT NULL DEFAULT 0")
 
 
+def add_assumptions(connection: sqlite3.Connection) -> None:
+    """Make room for the panel of every window: a JSON object of name to [holds, fact]."""
+    connection.execute("ALTER TABLE window ADD COLUMN assumptions TEXT")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(name="create_tables", apply=create_tables),
     Migration(name="add_edits", apply=add_edits),
+    Migration(name="add_assumptions", apply=add_assumptions),
 )
 """In order; the schema's number is how many have been applied."""
 

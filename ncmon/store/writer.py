@@ -313,6 +313,7 @@ class Writer:
                 window.overhead,
                 now,
                 1,
+                _json({fact.name: [fact.holds, fact.fact] for fact in evaluation.assumptions}),
             ),
         )
         window_key = int(cursor.lastrowid or 0)
@@ -413,8 +414,9 @@ _UNSTORABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError
 _INSERT_REASON = "INSERT INTO reason (layer_key, window_key, name, text) VALUES (?, ?, ?, ?)"
 
 _INSERT_WINDOW = """INSERT INTO window (run_key, split, step, exact, epoch, time, duration_s, steps, sampled_steps,
-  partial, ranks, world_size, n_classes, ncc_source, ignored_labels, skipped, overhead, received, arrays)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+  partial, ranks, world_size, n_classes, ncc_source, ignored_labels, skipped, overhead, received, arrays,
+  assumptions)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 
 def _insert(table: str, columns: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.ncmon.tui.stage import make_store
+from tests.ncmon.made import make_store
 
 Run = Callable[..., Result]
 

@@ -16,7 +16,7 @@ from ncmon.store.merge import merge
 from ncmon.store.queries import Store
 from tests.end_to_end.conftest import site as site  # A fixture.
 from tests.end_to_end.site import Site, wait_for
-from tests.ncmon.tui.stage import make_store
+from tests.ncmon.made import make_store
 
 pytestmark = [pytest.mark.sockets, pytest.mark.training, pytest.mark.timeout(180)]
 

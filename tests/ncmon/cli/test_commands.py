@@ -87,7 +87,7 @@ def test_show_tells_every_metric_or_why_not(run: Run) -> None:
 
 def test_bounds_puts_guarantee_beside_measurement(run: Run) -> None:
     rows = json.loads(run("bounds", "digits-bn", "--per-class", "--format", "json").stdout)
-    assert {row["bound"] for row in rows} == {bound.name for bound in BOUNDS}
+    assert {row["bound"] for row in rows} == {bound.name for bound in BOUNDS if bound.scope != "pair"}
     for row in rows:
         assert row["standing"] == ("guarantee" if row["exact"] else "estimate")
         if row["value"] is not None:
@@ -135,3 +135,20 @@ def test_a_hostile_name_moves_no_cursor(run: Run) -> None:
         assert done.exit_code == 0, done.stderr
         for letter in ("\x1b", "\x07", "\u202e"):
             assert letter not in done.stdout
+
+
+def test_bounds_for_all_but_a_share_of_the_classes(run: Run, made: Path) -> None:
+    rows = json.loads(run("bounds", "digits-bn", "--delta", "0.5", "--format", "json").stdout)
+    some = [row for row in rows if row["exceptions"]]
+    assert {row["bound"] for row in some} == {"sharp_intra", "sharp_nc3", "thm_intra", "thm_tight_intra"}
+    assert {row["exceptions"] for row in some} == {2}
+    for row in some:
+        with ncmon.open(made) as store:
+            intra = sorted(store.run("digits-bn").classes("intra_cos", split=row["split"], step=row["step"]).values[-1])
+        if row["quantity"] == "intra_cos_min":
+            assert row["measured"] == intra[2]
+        assert row["value"] is None or row["value"] <= row["measured"]
+        assert (row["value"] is None) == (row["reason"] is not None)
+    text = run("bounds", "digits-bn").stdout
+    for part in ("ASSUMPTION", "the weights stood still", "weight decay on the classifier"):
+        assert part in text

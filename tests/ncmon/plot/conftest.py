@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ncmon.store.queries import Store
-from tests.ncmon.tui.stage import make_store
+from tests.ncmon.made import make_store
 
 
 @pytest.fixture(scope="session")
