@@ -35,6 +35,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.functional import softplus
 
 MAX_SCATTER_FEATURES = 1024
 """Above this width the second moment costs more than the layer's own forward pass and is left out."""
@@ -305,12 +306,18 @@ class NearestCounts:
 
 
 class HeadCounts:
-    """Loss and accuracy of the classifier over one window, per class; the loss is plain cross-entropy of the logits."""
+    """Loss and accuracy of the classifier over one window, per class; the loss is plain cross-entropy of the logits.
+
+    `own_logit` and `own_loss` sum z and g(z) = log(1 + (C-1) exp(-C/(C-1) z)) over the same samples, z the own logit
+    less the mean of all logits: g(z) is what the loss would be, were all wrong classes equally likely.
+    """
 
     def __init__(self, n_classes: int, device: torch.device) -> None:
         rows = n_classes + 1
         self.labels = torch.zeros(rows, dtype=torch.int64, device=device)
         self.loss = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.own_logit = torch.zeros_like(self.loss)
+        self.own_loss = torch.zeros_like(self.loss)
         self.correct = torch.zeros_like(self.labels)
         self.nonfinite = torch.zeros_like(self.labels)
         self.ignored = torch.zeros((), dtype=torch.int64, device=device)
@@ -320,13 +327,19 @@ class HeadCounts:
         n_classes = logits.shape[1]
         logits = logits.to(torch.float64 if exact else torch.float32)
         predicted = logits.argmax(1)
-        target = rows.clamp(max=n_classes - 1)
-        loss = torch.logsumexp(logits, 1) - logits.gather(1, target[:, None]).squeeze(1)
+        target = rows.clamp(max=n_classes - 1)[:, None]
+        own = logits.gather(1, target)
+        # log(1 + sum of the wrong ones): a loss of 1e-9 keeps its digits, where logsumexp - own logit has none.
+        loss = softplus(torch.logsumexp((logits - own).scatter_(1, target, -torch.inf), 1))
+        z = own.squeeze(1) - logits.mean(1)
+        own_loss = softplus(math.log(n_classes - 1) - n_classes / (n_classes - 1) * z)
         finite = torch.isfinite(loss)
         self.ignored += (rows == n_classes).sum()
         self.nonfinite.index_add_(0, rows, (~finite).long())
         good = torch.where(finite, rows, n_classes)
         self.labels.index_add_(0, good, torch.ones_like(rows))
-        self.loss.index_add_(0, good, torch.where(finite, loss, 0).double())
         self.correct.index_add_(0, good, (predicted == rows).long())
+        for total, values in ((self.loss, loss), (self.own_logit, z), (self.own_loss, own_loss)):
+            # A masked logit (-inf) leaves the loss finite and z not: the sum then says so, and is not sent.
+            total.index_add_(0, good, torch.where(finite, values, 0).double())
         return predicted

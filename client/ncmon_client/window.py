@@ -230,6 +230,10 @@ class ClosedWindow:
             ("loss_nonfinite", self.counts.nonfinite),
         ):
             arrays.append((name, -1, _host(tensor)))
+        own = [("own_logit_sums", _host(self.counts.own_logit)), ("own_loss_sums", _host(self.counts.own_loss))]
+        # Of some classes of many they would say nothing: both are about all C logits.
+        if self.frequent is None and all(np.isfinite(values).all() for _, values in own):
+            arrays += [(name, -1, values) for name, values in own]
         ignored = int(self.counts.ignored)
         if self.frequent is not None:
             ids = self.frequent.ids.cpu().numpy()

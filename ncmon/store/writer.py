@@ -69,6 +69,7 @@ class Writer:
         self._class_names = [entry.name for entry in schema.class_entries(REGISTRY)]
         self._insert_reading = _insert("reading", (*schema.READING_FIXED, *self._reading_names))
         self._insert_class = _insert("class_reading", (*schema.CLASS_FIXED, *self._class_names))
+        self._data_version = -1
         self._runs: dict[str, int] = {}
         self._layers: dict[tuple[int, str], tuple[int, tuple[object, ...]]] = {}
 
@@ -100,7 +101,10 @@ class Writer:
         return int(self._connection.execute("SELECT revision FROM meta").fetchone()[0])
 
     def put_run(self, run: Run, stream: bytes, *, now: float) -> None:
-        """Store what a HELLO says of a run. A new stream of a run that had ended resumes it: it is live again."""
+        """Store what a HELLO says of a run. A new stream of a run that had ended resumes it: it is live again.
+
+        A name or tags that the user has given since stay the user's.
+        """
         with self._transaction():
             known = self.stream_next(stream) is not None
             self._connection.execute(
@@ -108,9 +112,10 @@ class Writer:
                      config, tags, client, last_seen)
                    VALUES (:run_id, :name, 'live', :started, :host, :pid, :world_size, :n_classes, :class_names,
                      :config, :tags, :client, :now)
-                   ON CONFLICT (run_id) DO UPDATE SET name = :name, started = min(started, :started), host = :host,
-                     pid = :pid, world_size = :world_size, n_classes = :n_classes, class_names = :class_names,
-                     config = :config, tags = :tags, client = :client, last_seen = :now,
+                   ON CONFLICT (run_id) DO UPDATE SET name = CASE WHEN name_given THEN name ELSE :name END,
+                     started = min(started, :started), host = :host, pid = :pid,
+                     world_size = :world_size, n_classes = :n_classes, class_names = :class_names, config = :config,
+                     tags = CASE WHEN tags_given THEN tags ELSE :tags END, client = :client, last_seen = :now,
                      status = CASE WHEN :known THEN status ELSE 'live' END,
                      ended = CASE WHEN :known THEN ended END, end_text = CASE WHEN :known THEN end_text END""",
                 {
@@ -171,6 +176,7 @@ class Writer:
     def _transaction(self) -> Iterator[None]:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
+            self._forget_if_edited()
             yield
             self._connection.execute("COMMIT")
         except BaseException as error:
@@ -187,6 +193,14 @@ class Writer:
             if isinstance(error, sqlite3.Error):
                 raise StoreError(f"{self.path}: {describe(error)}") from error
             raise
+
+    def _forget_if_edited(self) -> None:
+        """Look keys up anew once another connection has written: it may have deleted their run."""
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        if version != self._data_version:
+            self._data_version = version
+            self._runs.clear()
+            self._layers.clear()
 
     def _take_origins(self, origins: Sequence[StreamSeq]) -> bool:
         """Record the messages that are new and move their streams on; False when all of them are stored already."""

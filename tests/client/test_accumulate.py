@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -260,3 +262,26 @@ def test_a_wide_layers_second_moment_is_a_sample_of_its_batches_with_the_trace_o
         # 960 of 2,880 samples: a variance along one direction is off by sqrt(2 / 960 - 2 / 2880), 4 %.
         np.testing.assert_allclose(along, expected, rtol=0.16)
         assert not np.allclose(along, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_own_logits_and_their_least_losses_are_summed_per_class(exact: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits, labels = 4 * torch.randn(40, 5, generator=generator), torch.arange(40) % 5
+    counts = HeadCounts(5, CPU)
+    counts.update(logits[:25], labels[:25], exact=exact)
+    counts.update(logits[25:], labels[25:], exact=exact)
+    for c in range(5):
+        z = [float(row[c] - sum(row) / 5) for row, label in zip(logits.double(), labels, strict=True) if label == c]
+        least = [math.log(1 + 4 * math.exp(-1.25 * value)) for value in z]
+        assert counts.own_logit[c].item() == pytest.approx(sum(z), rel=1e-5)
+        assert counts.own_loss[c].item() == pytest.approx(sum(least), rel=1e-12 if exact else 1e-5)
+        # Jensen: equal wrong logits are the best case.
+        assert counts.own_loss[c] <= counts.loss[c] * (1 + 1e-6)
+
+
+def test_a_tiny_loss_keeps_its_digits_in_single_precision() -> None:
+    logits = torch.tensor([[12.0, -11.0, -10.0]])
+    counts = HeadCounts(3, CPU)
+    counts.update(logits, torch.tensor([0]), exact=False)
+    assert counts.loss[0].item() == pytest.approx(math.exp(-23) + math.exp(-22), rel=1e-5)

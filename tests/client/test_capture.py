@@ -429,3 +429,22 @@ def test_one_pooling_for_all_layers_that_name_none(pool: str, reduced: Callable[
     features = reduced(model[0](x)).detach().double()
     expected = torch.stack([features[y == c].mean(0) for c in range(3)]).numpy()
     np.testing.assert_allclose(means, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_masked_logit_is_no_reason_to_send_what_is_not_finite() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).masked_fill(torch.tensor([False, False, True]), float("-inf"))
+
+    model, criterion = Masked(), nn.CrossEntropyLoss()
+    monitor, recorder = recorded(model, criterion)
+    x, y = batch()
+    criterion(model(x), y % 2)
+    monitor.epoch(0)
+    _, arrays = only(recorder)
+    assert np.isfinite(arrays[-1, "loss_sums"]).all()
+    assert (-1, "own_logit_sums") not in arrays
