@@ -155,7 +155,7 @@ class Capture:
         self.frequent: Frequent | None = None
         """The classes that are kept, where there are too many."""
         self.spent_s = 0.0
-        """What keeping took in the present step."""
+        """What hooks took in the present step, before its loss; a tap that does not look is too cheap to be timed."""
         self._log = log
         self._names = {canonical(name): module for name, module in model.named_modules() if canonical(name)}
         if isinstance(model, nn.Linear):
@@ -224,8 +224,10 @@ class Capture:
         """Call `ring` when the whole model begins a forward pass in training mode."""
 
         def begin(module: nn.Module, args: Any) -> None:
+            started = time.perf_counter()
             if module.training and not elsewhere():
                 ring()
+            self.spent_s += time.perf_counter() - started
 
         self._handles.append(self.model.register_forward_pre_hook(_Bell(begin)))
 
