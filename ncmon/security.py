@@ -1,8 +1,8 @@
 """Who may reach the daemon, and that there is one of it: socket directory, file modes and locks.
 
 The defaults trust the owner of the account and nobody else. Sockets lie in a directory of mode 0700 that is made before
-the first of them and is checked without following links; they are bound under a umask that leaves them 0600. There are
-no keys in this version, so that `config.check_endpoint` refuses what other machines could reach.
+the first of them and is checked without following links; they are bound under a umask that leaves them 0600. What
+other machines can reach is the business of `gate` and `keyring`.
 
 A second bind on an ipc socket silently steals the first one, and two writers would each believe that they know what the
 store expects next. Both are excluded by `flock`: the system lets go of it when the process ends, however it ends. The

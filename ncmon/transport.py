@@ -1,4 +1,4 @@
-"""The daemon's sockets, and the little that a viewer needs to ask it: the only zmq of ncmon.
+"""The daemon's sockets, and the little that a viewer needs to ask it: with `gate` the only zmq of ncmon.
 
 Rules of this module
 - It carries frames and knows of their content only how many there may be.

@@ -308,9 +308,9 @@ def site() -> Iterator[Site]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def offer(sender: Sender, outbox: Outbox, steps: range) -> None:
+def offer(sender: Sender, outbox: Outbox, steps: range, run_id: str = "run") -> None:
     for step in steps:
-        assert outbox.offer(Prepared(make_gap(step=step)), 100)
+        assert outbox.offer(Prepared(make_gap(step=step, run_id=run_id)), 100)
         sender.start()
         sender.wake()
 
@@ -334,7 +334,7 @@ def test_a_training_and_a_viewer_on_other_addresses_and_a_key_that_is_revoked_un
     offer(first, outbox, range(20))
     wait_for(lambda: first.status().acknowledged == 20, "twenty acknowledgements")
     second, others = site.sender("gpu2", monkeypatch, run_id="second")
-    offer(second, others, range(10))
+    offer(second, others, range(10), "second")
     wait_for(lambda: second.status().acknowledged == 10, "ten acknowledgements")
 
     looked = site.ncmon("watch", site.endpoint, "--format", "json", key="laptop")
@@ -349,7 +349,7 @@ def test_a_training_and_a_viewer_on_other_addresses_and_a_key_that_is_revoked_un
         assert len(denied.stderr.strip().splitlines()) == 1
         assert denied.stdout == ""
     viewer, held = site.sender("laptop", monkeypatch, run_id="third")
-    offer(viewer, held, range(1))
+    offer(viewer, held, range(1), "third")
     assert not viewer.close(2.0)
 
     # A key is read anew for every connection; here two senders share one environment, so that they take turns with it.
@@ -361,7 +361,7 @@ def test_a_training_and_a_viewer_on_other_addresses_and_a_key_that_is_revoked_un
     assert not first.close(1.0)
     assert first.status().acknowledged == before == 20
     monkeypatch.setenv("NCMON_KEY", str(site.path / "gpu2.key"))
-    offer(second, others, range(10, 15))
+    offer(second, others, range(10, 15), "second")
     assert second.close(10.0)
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(timeout=10) == 0
