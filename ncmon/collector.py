@@ -21,10 +21,13 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
 from ncmon.model import FloatArray, Gap, Head, IntArray, LayerStats, Part, Rejection, RunEnd, StreamSeq, Window
+
+Sums = TypeVar("Sums", IntArray, FloatArray)
 
 RANK_TIMEOUT_S = 30.0
 REMEMBERED_WINDOWS = 1024
@@ -87,6 +90,11 @@ class Collector:
     def held(self) -> int:
         """How many items wait."""
         return len(self._held)
+
+    @property
+    def held_messages(self) -> int:
+        """How many messages wait, unacknowledged."""
+        return sum(len(held.origins) for held in self._held)
 
     def held_streams(self) -> frozenset[bytes]:
         """Return the streams of which something waits."""
@@ -368,21 +376,18 @@ def _merge_heads(heads: Sequence[Head]) -> Head:
     first = next((head for head in heads if head.weight is not None), heads[0])
     merged = heads[0]
     for head in heads[1:]:
-        losses = (
-            None
-            if merged.loss_sums is None or head.loss_sums is None
-            else merged.loss_sums + head.loss_sums  # summed as floats, the counts beside it as integers
-        )
         merged = replace(
             merged,
             finite=merged.finite and head.finite,
             label_counts=_sum(merged.label_counts, head.label_counts),
-            loss_sums=losses,
+            loss_sums=_sum(merged.loss_sums, head.loss_sums),
             correct=_sum(merged.correct, head.correct),
             loss_nonfinite=_sum(merged.loss_nonfinite, head.loss_nonfinite),
+            own_logit_sums=_sum(merged.own_logit_sums, head.own_logit_sums),
+            own_loss_sums=_sum(merged.own_loss_sums, head.own_loss_sums),
         )
     return replace(merged, weight=first.weight, bias=first.bias, bn_gamma=first.bn_gamma, bn_beta=first.bn_beta)
 
 
-def _sum(a: IntArray | None, b: IntArray | None) -> IntArray | None:
+def _sum(a: Sums | None, b: Sums | None) -> Sums | None:
     return None if a is None or b is None else a + b

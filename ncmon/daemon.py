@@ -14,27 +14,29 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
 import ncmon
-from ncmon import config, ingest, security
+from ncmon import config, disk, ingest, prometheus, security
 from ncmon.collector import Collector, Ready
-from ncmon.errors import Rejected, StoreError
+from ncmon.desk import Desk
+from ncmon.errors import ListenError, Rejected, StoreError
 from ncmon.evaluate import evaluate
+from ncmon.gate import Proof
+from ncmon.keyring import Keyring
 from ncmon.model import Evaluation, Gap, Rejection, RunEnd, StreamSeq, Window
+from ncmon.process import StopSignal, resident_bytes
 from ncmon.reception import CREDIT_BYTES, Complaints, Reception
 from ncmon.store.writer import Stored, Writer
-from ncmon.transport import Transport
+from ncmon.sweep import Sweep
+from ncmon.transport import Delivery, Transport
 from ncmon_client import wire
 
 BATCH_MESSAGES = 64
@@ -48,6 +50,7 @@ PAUSE_MIN_S, PAUSE_MAX_S = 0.25, 2.0
 MEMORY_LIMIT_BYTES = 1024**3
 """Growth of resident memory, beyond what connected clients may have in flight, that cannot be honest traffic."""
 REBIND_EVERY_S = 30.0
+TRIM_EVERY_S = 60.0
 
 log = logging.getLogger("ncmon.daemon")
 
@@ -63,6 +66,9 @@ class Daemon:
         database: Path,
         collector: Collector | None = None,
         compute: Callable[[Window], Evaluation] = evaluate,
+        keyring: Keyring | None = None,
+        space: Callable[[Path], disk.Space | None] = disk.space,
+        max_bytes: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -71,12 +77,25 @@ class Daemon:
         self._database = database
         self._collector = collector if collector is not None else Collector()
         self._compute = compute
+        self._keyring = keyring
+        self._keys_stamp = keyring.stamp() if keyring is not None else ()
+        self._allowed = {(one.public, role) for one in keyring.allowed() for role in one.roles} if keyring else set()
         self._monotonic = monotonic
         self._wall = wall
         self._complaints = Complaints(log, monotonic)
         self._reception = Reception(ledger=writer, collector=self._collector, log=log, complaints=self._complaints)
+        self._connected_runs: frozenset[str] = frozenset()
+        self.counters: dict[str, int] = {}
+        """As of the last second; for other threads."""
+        self._desk = Desk(database)
+        self._space = space
+        self._next_look = monotonic()
+        self._max_bytes = max_bytes
+        self._next_trim = monotonic() + TRIM_EVERY_S
+        self._trouble = ""
+        """Why nothing is stored at present; empty while the store works."""
         self._batch: list[Stored] = []
-        self._stored = 0
+        self._stored = self._rejected = 0
         self._started = wall()
         self._paused_until: float | None = None
         self._pause_s = PAUSE_MIN_S
@@ -117,15 +136,16 @@ class Daemon:
                 if not self._transport.wait(LULL_S).clients:
                     return
                 continue
-            if not self._guard("a message", self._take, delivery.peer, delivery.frames):
+            if not self._guard("a message", self._take, delivery):
                 # It may have been taken halfway; what is not committed is asked for again.
                 self._pause()
                 return
             if self._monotonic() >= end:
                 return
 
-    def _take(self, peer: bytes, frames: Sequence[bytes]) -> None:
-        self._gather(self._reception.receive(peer, frames, now=self._monotonic(), wall=self._wall()))
+    def _take(self, delivery: Delivery) -> None:
+        now, wall = self._monotonic(), self._wall()
+        self._gather(self._reception.receive(delivery.peer, delivery.frames, now=now, wall=wall, user=delivery.user))
 
     def _guard(self, what: str, act: Callable[..., None], *arguments: Any) -> bool:
         """Return whether it went well; integers that no field expects, text that no codec takes, a bug: log it."""
@@ -170,20 +190,39 @@ class Daemon:
             batch, self._batch = self._batch, []
             if not batch:
                 return
+            self._check_space()
             self._write(batch)
         except Exception as error:
-            if self._pause_s == PAUSE_MIN_S:
-                text = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            if not self._trouble:
                 log.error("nothing is acknowledged until the store works again: %s", text)
+            self._trouble = text
             self._pause()
             return
-        if self._pause_s > PAUSE_MIN_S:
-            self._pause_s = PAUSE_MIN_S
+        self._pause_s = PAUSE_MIN_S
+        if self._trouble:
+            self._trouble = ""
             log.info("the store works again")
-        self._stored += len(batch)
+        for record in batch:
+            if isinstance(record.item, Rejection):
+                self._rejected += len(record.origins)
+            else:
+                self._stored += len(record.origins)
         self._reception.stored([origin for record in batch for origin in record.origins])
         self._send_answers()
         self._guard("news", self._publish)
+
+    def _check_space(self) -> None:
+        # Before the disk is full to the last byte: SQLite needs room to fold its journal back, and so do others.
+        now = self._monotonic()
+        if now >= self._next_look or self._trouble:
+            self._next_look = now + IDLE_S
+            found = self._space(self._database.parent)
+            if found is not None and found.tight:
+                raise StoreError(
+                    f"{self._database.parent} has {found.free >> 20} MB left of {found.total >> 20}: free some, "
+                    f"{found.floor >> 20} MB are left to others"
+                )
 
     def _pause(self) -> None:
         """Forget what is not committed; after a while every stream is asked for it again."""
@@ -215,12 +254,18 @@ class Daemon:
                 item = self._rejection(self._reception.run_of(origin.stream), origin, refused)
                 self._writer.commit([Stored(origins=record.origins, item=item)], now=self._wall())
 
+    def close(self) -> None:
+        """Let go of what was opened here; writer and transport belong to the caller."""
+        self._desk.close()
+
     # -- viewers, and care --------------------------------------------------------------------------------------------
 
     def _serve_viewers(self) -> None:
         for envelope, request in self._transport.requests():
             if request == b"status":
                 self._transport.answer(envelope, msgspec.msgpack.encode(self.status()))
+            else:
+                self._transport.answer(envelope, self._desk.answer(request, self.status()))
         if self._transport.new_listeners():
             self._publish()
 
@@ -231,23 +276,38 @@ class Daemon:
             "version": ncmon.__version__,
             "protocol": wire.PROTOCOL,
             "pid": os.getpid(),
+            "host": socket.gethostname(),
             "database": str(self._database),
             "endpoint": self._transport.endpoints[0],
             "started": self._started,
             "revision": self._writer.revision,
+            "trouble": self._trouble,
             "counters": {
                 "accepted": counters.accepted,
                 "stored": self._stored,
-                "rejected": counters.rejected,
+                "rejected": self._rejected,
+                "waiting": self._collector.held_messages,
                 "duplicates": counters.duplicates,
+                "refused": counters.refused + (self._transport.gate.refused if self._transport.gate else 0),
                 "connected": self._transport.connected,
             },
         }
 
+    @property
+    def connected_runs(self) -> frozenset[str]:
+        """Which runs are connected, as of the last second; read by other threads."""
+        return self._connected_runs
+
     def _care(self) -> None:
         now = self._monotonic()
         self._next_care = now + IDLE_S
+        self.counters = self.status()["counters"]
+        self._connected_runs = self._reception.connected_runs(self._transport.connected)
         self._reception.remind()
+        self._guard("the list of keys", self._watch_keys)
+        if self._max_bytes is not None and now >= self._next_trim and not self._trouble:
+            self._next_trim = now + TRIM_EVERY_S
+            self._guard("the size of the store", self._trim, self._max_bytes)
         # The parts of a message without an end are counted by no limit of the library (measured: 306 MB from 14).
         limit = MEMORY_LIMIT_BYTES + 2 * CREDIT_BYTES * self._transport.connected
         grown = resident_bytes() - self._memory_base
@@ -259,49 +319,25 @@ class Daemon:
             # What the allocator does not give back is not held against those who come next.
             self._memory_base = resident_bytes()
 
+    def _trim(self, max_bytes: int) -> None:
+        dropped = self._writer.trim(max_bytes)
+        if dropped:
+            log.info("arrays of %d old windows were dropped, to stay below %d MB", dropped, max_bytes >> 20)
 
-class StopSignal:
-    """SIGTERM and SIGINT as a flag and a readable file descriptor: a batch is finished before they are obeyed.
-
-    Outside of the main thread, where Python takes no signals, only `set` stops.
-    """
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self._read, self._write = socket.socketpair()
-        self._read.setblocking(False)
-        self._write.setblocking(False)
-        self._before: dict[signal.Signals, Any] = {}
-        self._fd_before = -1
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            # A wake-up descriptor, because the poller waits in C, where Python's handlers do not run.
-            self._fd_before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(self._fd_before)
-        self._read.close()
-        self._write.close()
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self.stopped = True
-
-    def set(self) -> None:
-        """Stop, as a signal would; from any thread."""
-        self.stopped = True
-        with suppress(OSError):
-            self._write.send(b"\0")
-
-    def fileno(self) -> int:
-        """Return the descriptor that becomes readable."""
-        return self._read.fileno()
+    def _watch_keys(self) -> None:
+        """Follow the list of keys; whose key is no longer on it is cut off, and everybody else comes back at once."""
+        gate = self._transport.gate
+        if self._keyring is None or gate is None or (stamp := self._keyring.stamp()) == self._keys_stamp:
+            return
+        self._keys_stamp = stamp
+        allowed = self._keyring.allowed()
+        gate.let(allowed)
+        now = {(one.public, role) for one in allowed for role in one.roles}
+        gone, self._allowed = self._allowed - now, now
+        log.info("%d keys may come in%s", len(allowed), f", {len(gone)} rights were revoked" if gone else "")
+        if gone:
+            with security.private_files():
+                self._transport.cut()
 
 
 def run_daemon(
@@ -310,16 +346,31 @@ def run_daemon(
     *,
     ready: Callable[[tuple[str, ...]], None] | None = None,
     stop: StopSignal | None = None,
+    metrics: str | None = None,
+    max_bytes: int | None = None,
 ) -> int:
     """Serve `database` at the endpoints `listen` (by default the user's own) until SIGTERM or SIGINT; return 0.
 
     `ready` is called with the endpoints once clients can connect; a line in the log that begins with `ready` says the
-    same. Raises `ListenError` or `StoreError` where it cannot begin: another daemon serves the database or a socket,
-    an endpoint is not allowed, a directory is open to others, the database is not ours.
+    same. `metrics` is HOST:PORT for Prometheus; `max_bytes` the size that arrays may fill.
+
+    Raises `ListenError` or `StoreError` where it cannot begin: another daemon serves the database or a socket, an
+    endpoint is not allowed, keys are missing, a directory is open to others, the database is not ours.
     """
     if not logging.getLogger().hasHandlers():
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
     endpoints = tuple(dict.fromkeys(map(config.check_endpoint, listen or (config.default_endpoint(),))))
+    keyring = Keyring() if any(map(config.is_tcp, endpoints)) else None
+    key = keyring.server() if keyring is not None else None
+    if keyring is not None and not keyring.allowed():
+        raise ListenError("tcp needs keys, and nobody has one: `ncmon keys new NAME --write` for a machine that trains")
+    kind = disk.network_kind(database.parent)
+    if kind and os.environ.get("NCMON_NETWORK_DISK") != "1":
+        raise StoreError(
+            f"{database} is on a network file system ({kind}), where SQLite's journal is not safe: put it on a local "
+            "disk with --db, or set NCMON_NETWORK_DISK=1 where only this machine ever opens it"
+        )
+    at = prometheus.address(metrics) if metrics is not None else None
     sockets = [path for path in map(config.ipc_path, endpoints) if path is not None]
     with ExitStack() as stack:
         for path in sockets:
@@ -334,22 +385,25 @@ def run_daemon(
         stop = stack.enter_context(stop if stop is not None else StopSignal())
         writer = stack.enter_context(Writer.open(database))
         with security.private_files():
-            transport = Transport(endpoints, wake_fd=stop.fileno())
+            allowed = keyring.allowed() if keyring is not None else ()
+            transport = Transport(endpoints, wake_fd=stop.fileno(), key=key, allowed=allowed)
         stack.enter_context(transport)
-        daemon = Daemon(writer=writer, transport=transport, database=database)
+        transport.prove()
+        daemon = Daemon(writer=writer, transport=transport, database=database, keyring=keyring, max_bytes=max_bytes)
+        stack.callback(daemon.close)
+        proof: Proof | None = None
+        if transport.gate is not None and key is not None:
+            proof = stack.enter_context(Proof(transport.gate, transport.guarded(), key.public))
         log.info("ready endpoint=%s database=%s pid=%d", ",".join(endpoints), database, os.getpid())
         if ready is not None:
             ready(endpoints)
+        if at is not None:
+            stack.callback(prometheus.serve(at, database, lambda: daemon.counters))
+        local = [endpoint for endpoint in endpoints if config.ipc_path(endpoint) is not None]
+        stack.enter_context(Sweep(local, connected=lambda: daemon.connected_runs))
         while not stop.stopped:
             daemon.turn()
+            if proof is not None and proof.breach:
+                raise ListenError(f"stopped: {proof.breach}")
         log.info("stopped: %s", daemon.status()["counters"])
     return 0
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process, 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0

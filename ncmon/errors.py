@@ -30,6 +30,13 @@ class StoreError(NcmonError):
     """The database is missing, foreign, newer than this ncmon, locked or damaged."""
 
 
+class NotInstalled(NcmonError):
+    """Something asked for needs a package that ncmon itself does not; the text says how to install it."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs {package}: pip install 'ncmon[{extra}]'")
+
+
 class ListenError(NcmonError):
     """An endpoint cannot be used: taken by another daemon, not allowed, or not well-formed."""
 

@@ -8,6 +8,8 @@ Rules of this module
 - It blocks (a database, a question to the daemon) and so belongs into a viewer's worker thread; it starts no thread.
 - What a state is called is decided by pure functions of values and of the clock that was handed in.
 
+A daemon on another machine (tcp://...) is asked for the snapshot itself, because its database is out of reach.
+
 A target is nothing (this user's daemon on this machine), an endpoint, or a database file. A file, and the database of a
 daemon that does not answer, are shown all the same, and the state says so.
 """
@@ -24,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from ncmon import config
+from ncmon import config, packing
 from ncmon.bounds import BOUNDS
 from ncmon.errors import NcmonError, NotFound, UsageError
 from ncmon.metrics import METRICS, by_name
@@ -45,6 +47,7 @@ from ncmon.store.screens import (
 )
 
 STALE_AFTER_S = 90.0
+REMOTE_TIMEOUT_S = 3.0
 UNMARKED = 8
 """How many of the newest runs stand side by side where none is marked."""
 ASK_TIMEOUT_S = 0.3
@@ -234,6 +237,8 @@ class Feed:
 
     def read(self, selection: Selection) -> Snapshot:
         """Return what there is now. Never raises for what a database or a daemon does: the snapshot says it."""
+        if self._endpoint is not None and config.is_tcp(self._endpoint):
+            return self._read_remote(self._endpoint, selection)
         status = self._ask(self._endpoint) if self._endpoint is not None else None
         if status is not None:
             source, database = SourceState.LIVE, Path(str(status["database"]))
@@ -269,6 +274,36 @@ class Feed:
             counters=counters,
             selection=selection,
             **parts,
+        )
+        return self._last
+
+    def _read_remote(self, endpoint: str, selection: Selection) -> Snapshot:
+        """Ask the daemon for what it shows. The last answer stays on view while none comes."""
+        token, before = (self._seen[0], self._last) if self._seen[1:] == (selection,) else ("", None)
+        try:
+            reply, snapshot = _ask_for(endpoint, selection, token)
+        except NcmonError as problem:
+            self._version += 1
+            last = before or self._last
+            nothing = Snapshot(
+                version=0, taken_at=0.0, source=SourceState.DOWN, database=None, host="", error=str(problem)
+            )
+            return replace(
+                last or nothing, version=self._version, taken_at=self._clock(), source=SourceState.DOWN, counters={}
+            )
+        if snapshot is None:
+            snapshot = before
+        else:
+            self._version += 1
+        assert snapshot is not None
+        self._seen = (reply.token, selection)
+        self._last = replace(
+            snapshot,
+            version=self._version,
+            taken_at=self._clock(),
+            source=SourceState.LIVE,
+            host=reply.host,
+            counters=reply.counters,
         )
         return self._last
 
@@ -354,7 +389,7 @@ def read_detail(run: StoredRun, layer: str, *, step: int | None = None, more: tu
 
 
 def open_feed(target: str | None = None, *, clock: Callable[[], float] = time.time) -> Feed:
-    """Return the feed of a target: None, an endpoint (`ipc://...`), or a database file.
+    """Return the feed of a target: None, an endpoint (`ipc://...`, `tcp://...`), or a database file.
 
     Raises `UsageError` for a target that is neither an endpoint nor an existing file.
     """
@@ -364,7 +399,7 @@ def open_feed(target: str | None = None, *, clock: Callable[[], float] = time.ti
         return Feed(endpoint=config.check_endpoint(target), database=None, clock=clock)
     path = Path(target).expanduser()
     if not path.is_file():
-        raise UsageError(f"expected an endpoint (ipc://...) or a database file, found no file {target!r}")
+        raise UsageError(f"expected an endpoint (ipc://... or tcp://...) or a database file, found no file {target!r}")
     return Feed(endpoint=None, database=path, clock=clock)
 
 
@@ -373,6 +408,23 @@ def _ask(endpoint: str) -> dict[str, Any] | None:
     from ncmon.transport import status
 
     return status(config.view_endpoint(endpoint), timeout_s=ASK_TIMEOUT_S)
+
+
+def _ask_for(endpoint: str, selection: Selection, seen: str) -> tuple[packing.Reply, Snapshot | None]:
+    """Return a remote daemon's answer, without a snapshot where `seen` names it; raises `NcmonError` without answer."""
+    import msgspec
+
+    from ncmon.transport import ask
+
+    question = packing.Question(selection=msgspec.to_builtins(selection), seen=seen)
+    request = msgspec.msgpack.encode(question)
+    answer = ask(config.view_endpoint(endpoint), request, timeout_s=REMOTE_TIMEOUT_S)
+    if answer is None:
+        raise NcmonError(f"no answer from {endpoint}: is the daemon there, and may this key view? (`ncmon keys list`)")
+    reply = packing.decode(answer, packing.Reply)
+    if seen and reply.token == seen:
+        return reply, None
+    return reply, packing.decode(reply.snapshot, Snapshot)
 
 
 def target_of(metric: str, n_classes: int) -> float | None:

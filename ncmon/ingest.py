@@ -56,7 +56,11 @@ _REQUIRED = (
     "nonfinite_counts",
 )
 _TOGETHER = (("ncc_counts", "ncc_hits"), ("span_singular", "span_within"))
-_HEAD_TOGETHER = (("label_counts", "loss_sums", "correct", "loss_nonfinite"), ("bn_gamma", "bn_beta"))
+_HEAD_TOGETHER = (
+    ("label_counts", "loss_sums", "correct", "loss_nonfinite"),
+    ("own_logit_sums", "own_loss_sums"),
+    ("bn_gamma", "bn_beta"),
+)
 # (smaller, larger): class by class, a part is never more than its whole.
 _PART_OF = (("zero_counts", "class_counts"), ("ncc_hits", "ncc_counts"), ("ncc_agree", "ncc_counts"))
 _NOT_NEGATIVE = frozenset({"within_sq", "norm_sums", "norm_sq_sums", "span_singular", "span_within"})

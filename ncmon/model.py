@@ -45,6 +45,8 @@ class Run:
     client: str = ""
     last_seen: float | None = None
     """Unix seconds of the last committed message, by the daemon's clock."""
+    note: str = ""
+    """What the user wrote about it."""
 
     def class_name(self, index: int) -> str:
         """Return the name of one class, its number where the run gave no names."""
@@ -123,6 +125,10 @@ class Head:
     """(C,) plain cross-entropy, natural log."""
     correct: IntArray | None = None
     loss_nonfinite: IntArray | None = None
+    own_logit_sums: FloatArray | None = None
+    """(C,) sum of z, the own logit less the mean of all logits, of the samples in label_counts."""
+    own_loss_sums: FloatArray | None = None
+    """(C,) sum of g(z) = log(1 + (C-1) exp(-C/(C-1) z)) over the same samples: at most the loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -57,9 +57,11 @@ class Counters:
     """What happened since the daemon began."""
 
     accepted: int = 0
-    """Messages that took their turn."""
+    """Messages that took their turn: each is stored, kept as a rejection, or waits."""
     rejected: int = 0
-    """Messages that can never become a window, and sessions that were refused."""
+    """Messages that can never become a window."""
+    refused: int = 0
+    """Sessions that were refused, and messages of nobody."""
     duplicates: int = 0
     """Messages that came again."""
 
@@ -71,6 +73,8 @@ class _Stream:
     run: wire.RunInfo
     committed: int
     expected: int
+    owner: str = ""
+    """Whose key opened it; empty for the owner of the daemon's account."""
     nacked: int = -1
     """The number that the last NACK asked for."""
 
@@ -115,8 +119,8 @@ class Reception:
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
-    def receive(self, peer: bytes, frames: Sequence[bytes], *, now: float, wall: float) -> list[Ready]:
-        """Take a message from connection `peer`; return what can be stored now.
+    def receive(self, peer: bytes, frames: Sequence[bytes], *, now: float, wall: float, user: str = "") -> list[Ready]:
+        """Take a message from connection `peer`, which showed the key of `user`; return what can be stored now.
 
         `now` is the monotonic clock, `wall` Unix time, both in seconds.
         """
@@ -125,7 +129,7 @@ class Reception:
         except WireError as error:
             return self._unreadable(peer, frames, error, now, wall)
         if isinstance(message.meta, wire.Hello):
-            self._hello(peer, message.stream, message.meta, wall)
+            self._hello(peer, message.stream, message.meta, wall, user)
             return []
         if message.kind not in wire.SEQUENCED:
             self._complaints.say("kind", f"a client sent {message.kind.name}, which only the daemon says")
@@ -149,6 +153,11 @@ class Reception:
         known = self._streams.get(stream)
         return known.run.run_id if known is not None else ""
 
+    def connected_runs(self, peers: int) -> frozenset[str]:
+        """Return the runs of the `peers` streams that were heard of last: at most so many are connected."""
+        newest = list(self._streams.values())[-peers:] if peers else []
+        return frozenset(stream.run.run_id for stream in newest)
+
     # -- what the store said ------------------------------------------------------------------------------------------
 
     def stored(self, origins: Sequence[StreamSeq]) -> None:
@@ -167,6 +176,7 @@ class Reception:
         for stream_id, stream in self._streams.items():
             with suppress(Exception):  # a store that cannot even be read is asked again after the next pause
                 stream.committed = self._ledger.stream_next(stream_id) or 0
+            self.counters.accepted -= max(0, stream.expected - stream.committed)
             if stream.expected != stream.committed:
                 stream.expected = stream.nacked = stream.committed
                 self._answer(stream.peer, stream_id, wire.Nack(next=stream.committed))
@@ -177,7 +187,7 @@ class Reception:
 
     # -- sessions -----------------------------------------------------------------------------------------------------
 
-    def _hello(self, peer: bytes, stream_id: bytes, hello: wire.Hello, wall: float) -> None:
+    def _hello(self, peer: bytes, stream_id: bytes, hello: wire.Hello, wall: float, user: str) -> None:
         info = hello.run
         if not set(hello.versions) & set(wire.READABLE):
             spoken = ", ".join(map(str, wire.READABLE))
@@ -186,6 +196,9 @@ class Reception:
         known = self._streams.get(stream_id)
         if known is not None and (known.run.run_id, known.run.rank) != (info.run_id, info.rank):
             self._refuse(peer, stream_id, "stream", f"the stream belongs to run {known.run.run_id}")
+            return
+        if known is not None and user and known.owner != user:
+            self._refuse(peer, stream_id, "stream", "the stream belongs to another key")
             return
         try:
             run = ingest.to_run(info)
@@ -215,7 +228,7 @@ class Reception:
                 run.world_size,
                 committed,
             )
-            known = _Stream(peer=peer, run=info, committed=committed, expected=committed)
+            known = _Stream(peer=peer, run=info, committed=committed, expected=committed, owner=user)
             self._streams[stream_id] = known
             while len(self._streams) > MAX_STREAMS:
                 oldest, _ = self._streams.popitem(last=False)
@@ -282,7 +295,7 @@ class Reception:
     ) -> list[Ready]:
         address = ingest.address(frames)
         if address is None or address.kind not in wire.SEQUENCED:
-            self.counters.rejected += 1
+            self.counters.refused += 1
             self._complaints.say(error.code, f"a message was dropped ({error.code}): {error}")
             if address is not None and address.kind is wire.Kind.HELLO:
                 refuse = wire.Refuse(code=error.code, text=printable(str(error)))
@@ -324,7 +337,7 @@ class Reception:
                 self._answer(stream.peer, stream_id, wire.Ack(next=stream.committed))
 
     def _refuse(self, peer: bytes, stream_id: bytes, code: str, text: str) -> None:
-        self.counters.rejected += 1
+        self.counters.refused += 1
         self._complaints.say(code, f"a client is refused ({code}): {text}")
         self._answer(peer, stream_id, wire.Refuse(code=code, text=text[:MAX_REFUSAL_CHARS]))
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 from hypothesis import settings
 
 settings.register_profile("fixed", derandomize=True)
 settings.register_profile("explore", print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+# What a test's client cannot deliver must not land in the spool of the person who runs the tests, nor find theirs.
+os.environ["NCMON_SPOOL"] = tempfile.mkdtemp(prefix="ncmon-spool-")
+atexit.register(shutil.rmtree, os.environ["NCMON_SPOOL"], ignore_errors=True)

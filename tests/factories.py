@@ -295,7 +295,7 @@ def _head(
     has_bias: bool | None,
     loss: bool,
 ) -> Head:
-    label_counts = loss_sums = correct = loss_nonfinite = None
+    label_counts = loss_sums = correct = loss_nonfinite = own_logit_sums = own_loss_sums = None
     if logits is not None and loss:
         finite = np.isfinite(logits).all(axis=1)
         usable, own = logits[finite], labels[finite]
@@ -313,6 +313,10 @@ def _head(
         right = usable.argmax(axis=1) == own
         correct = np.bincount(own[right], minlength=total).astype(np.int64)
         loss_nonfinite = np.bincount(labels[~finite], minlength=total).astype(np.int64)
+        z = usable[np.arange(own.size), own] - usable.mean(axis=1)
+        own_logit_sums = np.bincount(own, weights=z, minlength=total).astype(np.float64)
+        least = np.logaddexp(0.0, np.log(total - 1.0) - total / (total - 1.0) * z)
+        own_loss_sums = np.bincount(own, weights=least, minlength=total).astype(np.float64)
     seen = features[np.isfinite(features).all(axis=1)]
     known = (bias is not None) if has_bias is None else has_bias
     return Head(
@@ -334,4 +338,6 @@ def _head(
         loss_sums=loss_sums,
         correct=correct,
         loss_nonfinite=loss_nonfinite,
+        own_logit_sums=own_logit_sums,
+        own_loss_sums=own_loss_sums,
     )

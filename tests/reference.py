@@ -257,6 +257,76 @@ def ce_bound_m(p: Pass) -> float:
     return math.log(1 + (c - 1) * math.exp(-c / (c - 1) * product))
 
 
+# The gaps of the proof, sample by sample; every class counts once.
+
+
+def own_logit(p: Pass, row: np.ndarray, label: int) -> float:
+    logits = p.logits(row)
+    return float(logits[label]) - mean(float(value) for value in logits)
+
+
+def least_loss(p: Pass, z: float) -> float:
+    c = p.n_classes
+    return math.log1p((c - 1) * math.exp(-c / (c - 1) * z))
+
+
+def class_own(p: Pass, c: int) -> float:
+    return mean(least_loss(p, own_logit(p, row, c)) for row in p.by_class[c])
+
+
+def class_logit(p: Pass, c: int) -> float:
+    return mean(own_logit(p, row, c) for row in p.by_class[c])
+
+
+def class_gap_wrong(p: Pass) -> np.ndarray:
+    return p.per_class(lambda c: mean(p.loss(row, c) for row in p.by_class[c]) - class_own(p, c))
+
+
+def class_gap_within(p: Pass) -> np.ndarray:
+    return p.per_class(lambda c: class_own(p, c) - least_loss(p, class_logit(p, c)))
+
+
+def class_gap_align(p: Pass) -> np.ndarray:
+    def gap(c: int) -> float:
+        rms = math.sqrt(mean(float(row @ row) for row in p.by_class[c]))
+        row = centred_rows(p)[c]
+        shift = 0.0 if p.bias is None else float(p.bias[c]) - mean(float(value) for value in p.bias)
+        return least_loss(p, class_logit(p, c)) - least_loss(p, rms * math.sqrt(row @ row) + shift)
+
+    return p.per_class(gap)
+
+
+def gap_between(p: Pass) -> float:
+    logits = [class_logit(p, c) for c in p.present]
+    return mean(least_loss(p, z) for z in logits) - least_loss(p, mean(logits))
+
+
+def gap_align(p: Pass) -> float:
+    extra = 1.0 if biased(p) else 0.0
+    features = mean(mean(float(row @ row) + extra for row in p.by_class[c]) for c in p.present)
+    rows = mean(
+        float(p.weight[c] @ p.weight[c]) + (float(p.bias[c]) ** 2 if biased(p) else 0.0) for c in range(p.n_classes)
+    )
+    return least_loss(p, mean(class_logit(p, c) for c in p.present)) - least_loss(p, math.sqrt(features * rows))
+
+
+def settled(p: Pass) -> tuple[float, float, float]:
+    """The minimum of m(p) + lambda sqrt(C) p, where its slope changes sign; the decays are those of the factory."""
+    strength = 5e-4 * math.sqrt(p.n_classes)
+    c = p.n_classes
+
+    def objective_at(product: float) -> float:
+        return least_loss(p, product) + strength * product
+
+    low, high = 0.0, 60.0
+    for _ in range(200):
+        product = 0.5 * (low + high)
+        wrong = (c - 1) / (math.exp(c / (c - 1) * product) + c - 1)
+        low, high = (product, high) if c / (c - 1) * wrong > strength else (low, product)
+    product = 0.5 * (low + high)
+    return product, least_loss(p, product), objective_at(product)
+
+
 def effective_depth(features: Features) -> float:
     for place, layer in enumerate(features.layers, 1):
         if 1 - ncc_acc(Pass(features, layer)) <= 0.01:
@@ -300,6 +370,15 @@ SCALARS: dict[str, Callable[[Pass], float | None]] = {
     "ce_loss": ce_loss,
     "ce_bound_m": ce_bound_m,
     "ce_gap": lambda p: ce_loss(p) - ce_bound_m(p),
+    "gap_wrong": lambda p: mean(class_gap_wrong(p)) if len(p.present) == p.n_classes else None,
+    "gap_within": lambda p: mean(class_gap_within(p)) if len(p.present) == p.n_classes else None,
+    "gap_between": lambda p: gap_between(p) if len(p.present) == p.n_classes else None,
+    "gap_align": lambda p: gap_align(p) if len(p.present) == p.n_classes else None,
+    "wd_alpha_beta": lambda p: settled(p)[0],
+    "wd_loss": lambda p: settled(p)[1],
+    "wd_objective": lambda p: settled(p)[2],
+    "nc3_raw_cos_min": lambda p: min(cos(p.weight[c], p.means[c]) for c in p.present),
+    "nc3_raw_cos_mean": lambda p: mean(cos(p.weight[c], p.means[c]) for c in p.present),
 }
 
 ARRAYS: dict[str, Callable[[Pass], np.ndarray]] = {
@@ -316,6 +395,9 @@ ARRAYS: dict[str, Callable[[Pass], np.ndarray]] = {
     ),
     "class_ncc_acc": lambda p: p.per_class(lambda c: mean(p.nearest(row) == c for row in p.by_class[c])),
     "nc3_cos_class": nc3_cos_class,
+    "class_gap_wrong": class_gap_wrong,
+    "class_gap_within": class_gap_within,
+    "class_gap_align": class_gap_align,
 }
 
 WINDOWS: dict[str, Callable[[Features], float | None]] = {"effective_depth": effective_depth}

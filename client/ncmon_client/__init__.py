@@ -15,20 +15,22 @@ from ncmon_client._version import __version__
 from ncmon_client.errors import ClientError, ConfigError
 
 if TYPE_CHECKING:
-    from ncmon_client.monitor import Monitor, Status, watch
+    from ncmon_client.monitor import Monitor, watch
+    from ncmon_client.status import Status
+    from ncmon_client.suggest import suggest_layers
 
-__all__ = ("ClientError", "ConfigError", "Monitor", "Status", "__version__", "watch")
+__all__ = ("ClientError", "ConfigError", "Monitor", "Status", "__version__", "suggest_layers", "watch")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'ncmon_client' has no attribute {name!r}")
     try:
-        from ncmon_client import monitor
+        from ncmon_client import monitor, suggest
     except ImportError as error:
         if error.name != "torch":
             raise
         raise ConfigError(
             "ncmon_client watches PyTorch models and found no torch in this environment; install torch first"
         ) from None
-    return getattr(monitor, name)
+    return getattr(suggest if name == "suggest_layers" else monitor, name)

@@ -15,19 +15,61 @@ it. The shift is undone in float64 when the window is read: with delta_c = mean_
     S           = sum (h - s)(h - s)^T - sum_c n_c delta_c delta_c^T
 
 Exact windows are summed in float64 throughout.
+
+What it costs (`scripts/bench/accumulate`, times a copy of the features; one thread of a CPU). Sums by class are memory
+traffic: `index_add` where there are few samples, a product with the one-hot matrix where there are many samples of few
+classes, `embedding_bag` where there are many of both. `index_select` fetches the shifts 4 to 7 times faster than
+indexing does. The second moment is a product, far above everything else: S is symmetric, and only blocks on and above
+its diagonal are added up. Of streaming windows it is a sample: with T = sum |h - mean|^2 over all batches and S' over
+one batch in k, S = S' T / tr S'. Exact windows take every batch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 MAX_SCATTER_FEATURES = 1024
 """Above this width the second moment costs more than the layer's own forward pass and is left out."""
+WIDTH_OF_EVERY_MOMENT = 128
+"""Up to this width each batch enters the second moment; above it one in d / 128, or it would outweigh all the rest."""
+SCATTER_BLOCK = 128
+"""Rows of the second moment that are added in one product; smaller blocks skip more of it and multiply worse."""
+MANY_SAMPLES, FEW_CLASSES = 2048, 64
+"""Where the kernels' costs cross on a CPU."""
+
+Kernel = Literal["index_add", "gemm", "embedding_bag"]
+
+
+def kernel_for(n_samples: int, n_classes: int, device: torch.device) -> Kernel:
+    """Return the fastest way to sum by class for this shape."""
+    # Elsewhere products may be rounded to ten bits (TF32), and nothing was measured.
+    if device.type != "cpu" or n_samples < MANY_SAMPLES:
+        return "index_add"
+    return "gemm" if n_classes <= FEW_CLASSES else "embedding_bag"
+
+
+def add_by_class(sums: Tensor, unit_sums: Tensor, x: Tensor, units: Tensor, rows: Tensor, kernel: Kernel) -> None:
+    """Add x (n, d) and units (n, d) to the rows (n,) of two sums (C + 1, d)."""
+    if kernel == "index_add":
+        sums.index_add_(0, rows, x)
+        unit_sums.index_add_(0, rows, units)
+    elif kernel == "gemm":
+        one_hot = torch.zeros(len(sums), len(x), dtype=x.dtype, device=x.device).scatter_(0, rows[None], 1)
+        sums.addmm_(one_hot, x)
+        unit_sums.addmm_(one_hot, units)
+    else:
+        order = torch.argsort(rows)
+        begins = torch.searchsorted(rows[order], torch.arange(len(sums), device=x.device))
+        sums += functional.embedding_bag(order, x, begins, mode="sum")
+        unit_sums += functional.embedding_bag(order, units, begins, mode="sum")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,15 +96,19 @@ class ClassMoments:
             return torch.zeros(*shape, dtype=kind, device=device)
 
         rows = n_classes + 1
-        self.counts = zeros(rows, kind=torch.int64)
+        # One row of scalars a class, added in one call: on small layers calls cost more than memory traffic does.
+        self.scalars = zeros(rows, 5, kind=torch.float64)
+        self.counts, self.zero, self.norms, self.norm_squares, self.squares = self.scalars.unbind(1)
         self.nonfinite = zeros(rows, kind=torch.int64)
-        self.zero = zeros(rows, kind=torch.int64)
         self.sums = zeros(rows, n_features)
-        self.squares = zeros(rows)
         self.unit_sums = zeros(rows, n_features)
-        self.norms = zeros(rows)
-        self.norm_squares = zeros(rows)
         self.scatter = zeros(n_features, n_features) if n_features <= MAX_SCATTER_FEATURES else None
+        """Its upper triangle; what lies below belongs to the blocks on the diagonal and is not read."""
+        # Of a streaming window the second moment is a sample: one batch in `thinning`, the first one among them.
+        self.thinning = 1 if exact else max(1, math.ceil(n_features / WIDTH_OF_EVERY_MOMENT))
+        self._batches = 0
+        self.moment_counts = zeros(rows, kind=torch.float64) if self.thinned else self.counts
+        self.moment_sums = zeros(rows, n_features) if self.thinned else self.sums
         self.shift = zeros(rows, n_features)
         self._unknown = torch.ones(rows, dtype=torch.bool, device=device)
         # Whether any class is unknown is a question that would wait for an accelerator; there it stays open.
@@ -72,34 +118,57 @@ class ClassMoments:
             self._unknown[:-1] = ~reference.known
             self._settled = device.type == "cpu" and bool(reference.known.all())
 
+    @property
+    def thinned(self) -> bool:
+        """Whether the second moment is of some batches only."""
+        return self.scatter is not None and self.thinning > 1
+
     def update(self, features: Tensor, rows: Tensor) -> None:
         """Add a batch: features (n, d) and rows (n,) int64 in [0, C], C for samples that do not count."""
         h = features.to(self.sums.dtype)
-        norm_sq = (h * h).sum(1)
-        # One test finds NaN, infinities, and norms that single precision cannot hold.
-        finite = torch.isfinite(norm_sq)
-        self.nonfinite.index_add_(0, rows, (~finite).long())
-        rows = torch.where(finite, rows, self.n_classes)
-        counted = (rows < self.n_classes)[:, None]
-        h = torch.where(counted, h, 0)
-        norm_sq = torch.where(finite, norm_sq, 0)
-        ones = torch.ones_like(rows)
+        # One pass finds NaN, infinities, and norms that single precision cannot hold.
+        norm = torch.linalg.vector_norm(h, dim=1)
+        finite = torch.isfinite(norm)
+        # On the host asking is cheap, and all samples nearly always count; an accelerator would have to be waited for.
+        clean = h.device.type == "cpu" and bool(finite.all()) and bool((rows < self.n_classes).all())
+        if not clean:
+            self.nonfinite.index_add_(0, rows, (~finite).long())
+            rows = torch.where(finite, rows, self.n_classes)
+            counted = (rows < self.n_classes)[:, None]
+            h = torch.where(counted, h, 0)
+            norm = torch.where(finite, norm, 0)
         if not self._settled:
-            self._shift_new_classes(h, rows, ones)
-        x = torch.where(counted, h - self.shift[rows], 0)
-        norm = norm_sq.sqrt()
-        self.counts.index_add_(0, rows, ones)
-        self.zero.index_add_(0, rows, (norm == 0).long())
-        self.sums.index_add_(0, rows, x)
-        self.squares.index_add_(0, rows, (x * x).sum(1))
-        self.unit_sums.index_add_(0, rows, h / torch.where(norm > 0, norm, 1)[:, None])
-        self.norms.index_add_(0, rows, norm)
-        self.norm_squares.index_add_(0, rows, norm_sq)
-        if self.scatter is not None:
-            self.scatter.addmm_(x.T, x)
+            self._shift_new_classes(h, rows)
+        shifts = self.shift.index_select(0, rows)
+        x = torch.sub(h, shifts, out=shifts)
+        if not clean:
+            x = torch.where(counted, x, 0)
+        zero = norm == 0
+        spread = torch.linalg.vector_norm(x, dim=1)
+        scalars = torch.stack((torch.ones_like(norm), zero.to(norm.dtype), norm, norm * norm, spread * spread), 1)
+        self.scalars.index_add_(0, rows, scalars.double())
+        units = h / torch.where(zero, 1, norm)[:, None]
+        add_by_class(self.sums, self.unit_sums, x, units, rows, kernel_for(len(x), self.n_classes, x.device))
+        if self.scatter is not None and self._batches % self.thinning == 0:
+            self._add_moment(x, rows, self.scatter)
+        self._batches += 1
 
-    def _shift_new_classes(self, h: Tensor, rows: Tensor, ones: Tensor) -> None:
-        batch_counts = torch.zeros_like(self.counts).index_add_(0, rows, ones)
+    def _add_moment(self, x: Tensor, rows: Tensor, scatter: Tensor) -> None:
+        for begin in range(0, x.shape[1], SCATTER_BLOCK):
+            block = slice(begin, begin + SCATTER_BLOCK)
+            scatter[block, begin:].addmm_(x[:, block].T, x[:, begin:])
+        if self.thinned:
+            self.moment_sums.index_add_(0, rows, x)
+            self.moment_counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
+
+    def _shift_new_classes(self, h: Tensor, rows: Tensor) -> None:
+        if h.device.type == "cpu":
+            waiting = self._unknown & (self.counts == 0)
+            waiting[-1] = False
+            self._settled = not bool(waiting.any())
+            if not bool(waiting[rows].any()):
+                return
+        batch_counts = torch.zeros_like(self.sums[:, 0]).index_add_(0, rows, torch.ones_like(h[:, 0]))
         batch_sums = torch.zeros_like(self.sums).index_add_(0, rows, h)
         new = self._unknown & (self.counts == 0) & (batch_counts > 0)
         new[-1] = False
@@ -109,7 +178,7 @@ class ClassMoments:
     def reference(self) -> Reference:
         """Return this window's class means, on the device, for the next window."""
         counts = self.counts[:-1]
-        means = self.shift[:-1] + self.sums[:-1] / counts.clamp(min=1)[:, None]
+        means = self.shift[:-1] + self.sums[:-1] / counts.clamp(min=1).to(self.sums.dtype)[:, None]
         return Reference(means=torch.where((counts > 0)[:, None], means, 0), known=counts > 0)
 
     def merge(self, other: ClassMoments) -> None:
@@ -120,11 +189,16 @@ class ClassMoments:
         self.shift = torch.where((self.counts > 0)[:, None], self.shift, other.shift)
         self.squares += other.squares + 2 * (other.sums * step).sum(1) + (counts * step * step).sum(1)
         if self.scatter is not None and other.scatter is not None:
-            cross = step.T @ other.sums
-            self.scatter += other.scatter + cross + cross.T + step.T @ (counts * step)
+            own = other.moment_counts.to(self.sums.dtype)[:, None]
+            cross = step.T @ other.moment_sums
+            self.scatter += other.scatter + cross + cross.T + step.T @ (own * step)
+            if self.thinned:
+                self.moment_sums += other.moment_sums + own * step
+                self.moment_counts += other.moment_counts
         self.sums += other.sums + counts * step
         self.unit_sums += other.unit_sums
-        for name in ("counts", "nonfinite", "zero", "norms", "norm_squares"):
+        self.nonfinite += other.nonfinite
+        for name in ("counts", "zero", "norms", "norm_squares"):
             getattr(self, name).add_(getattr(other, name))
 
     def drain(self) -> Drained:
@@ -141,8 +215,13 @@ class ClassMoments:
         within_sq = np.where(counts > 1, host(self.squares) - counts * np.einsum("ij,ij->i", delta, delta), 0.0)
         scatter = None
         if self.scatter is not None:
-            scatter = self.scatter.detach().to("cpu", torch.float64).numpy()
-            scatter = scatter - delta.T @ (counts[:, None] * delta)
+            upper = np.triu(self.scatter.detach().to("cpu", torch.float64).numpy())
+            own, sums = host(self.moment_counts)[:, None], host(self.moment_sums)
+            cross = delta.T @ (own * delta - sums)
+            scatter = upper + np.triu(upper, 1).T + cross - sums.T @ delta
+            if self.thinned and (trace := np.trace(scatter)) > 0:
+                # The trace is known of all samples; what the sample says is how it spreads over directions.
+                scatter *= within_sq.sum() / trace
         return Drained(
             class_counts=counts,
             class_means=means,
@@ -186,43 +265,58 @@ class Drained:
         return singular[:rank], np.einsum("ij,ij->i", right @ self.within_scatter, right)
 
 
+class Nearest:
+    """Decides for the nearest known mean; distances are centred, an offset costs digits otherwise."""
+
+    def __init__(self, reference: Reference, dtype: torch.dtype) -> None:
+        means, known = reference.means.to(dtype), reference.known
+        self._centre = torch.where(known[:, None], means, 0).sum(0) / known.sum().clamp(min=1)
+        means = torch.where(known[:, None], means - self._centre, 0)
+        self._weight = means.T.contiguous()
+        self._bias = torch.where(known, -0.5 * (means * means).sum(1), -torch.inf)
+
+    def decide(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class (n,) of the nearest known mean, and whether (n,) the features were finite."""
+        best, decided = torch.addmm(self._bias, features - self._centre, self._weight).max(1)
+        return decided, torch.isfinite(best)
+
+
 def nearest(features: Tensor, reference: Reference) -> Tensor:
-    """Return the class (n,) of the nearest known mean; distances are centred, an offset costs digits otherwise."""
-    means = reference.means.to(features.dtype)
-    known = reference.known
-    centre = torch.where(known[:, None], means, 0).sum(0) / known.sum().clamp(min=1)
-    means = torch.where(known[:, None], means - centre, 0)
-    score = (features - centre) @ means.T - 0.5 * (means * means).sum(1)
-    return torch.where(known, score, -torch.inf).argmax(1)
+    """Return the class (n,) of the nearest known mean."""
+    return Nearest(reference, features.dtype).decide(features)[0]
 
 
 class NearestCounts:
     """Nearest-class decisions of one layer over one window: (C,) taken, right, and equal to the classifier's."""
 
     def __init__(self, n_classes: int, device: torch.device) -> None:
-        rows = n_classes + 1
-        self.taken = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.hits = torch.zeros_like(self.taken)
-        self.agree = torch.zeros_like(self.taken)
+        self.counts = torch.zeros(n_classes + 1, 3, dtype=torch.int64, device=device)
+        self.taken, self.hits, self.agree = self.counts.unbind(1)
+        self._by: tuple[Reference, torch.dtype, Nearest] | None = None
 
     def update(self, features: Tensor, rows: Tensor, predicted: Tensor, reference: Reference) -> None:
         """Decide a batch: features (n, d), rows (n,) in [0, C], the classifier's argmax (n,)."""
-        n_classes = self.taken.numel() - 1
-        finite = torch.isfinite((features * features).sum(1))
-        rows = torch.where(finite, rows, n_classes)
-        decided = nearest(torch.where(finite[:, None], features, 0), reference)
-        self.taken.index_add_(0, rows, torch.ones_like(rows))
-        self.hits.index_add_(0, rows, (decided == rows).long())
-        self.agree.index_add_(0, rows, (decided == predicted).long())
+        if self._by is None or self._by[0] is not reference or self._by[1] != features.dtype:
+            self._by = reference, features.dtype, Nearest(reference, features.dtype)
+        decided, finite = self._by[2].decide(features)
+        rows = torch.where(finite, rows, len(self.counts) - 1)
+        taken = torch.ones_like(rows)
+        self.counts.index_add_(0, rows, torch.stack((taken, decided == rows, decided == predicted), 1))
 
 
 class HeadCounts:
-    """Loss and accuracy of the classifier over one window, per class; the loss is plain cross-entropy of the logits."""
+    """Loss and accuracy of the classifier over one window, per class; the loss is plain cross-entropy of the logits.
+
+    `own_logit` and `own_loss` sum z and g(z) = log(1 + (C-1) exp(-C/(C-1) z)) over the same samples, z the own logit
+    less the mean of all logits: g(z) is what the loss would be, were all wrong classes equally likely.
+    """
 
     def __init__(self, n_classes: int, device: torch.device) -> None:
         rows = n_classes + 1
         self.labels = torch.zeros(rows, dtype=torch.int64, device=device)
         self.loss = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.own_logit = torch.zeros_like(self.loss)
+        self.own_loss = torch.zeros_like(self.loss)
         self.correct = torch.zeros_like(self.labels)
         self.nonfinite = torch.zeros_like(self.labels)
         self.ignored = torch.zeros((), dtype=torch.int64, device=device)
@@ -232,13 +326,19 @@ class HeadCounts:
         n_classes = logits.shape[1]
         logits = logits.to(torch.float64 if exact else torch.float32)
         predicted = logits.argmax(1)
-        target = rows.clamp(max=n_classes - 1)
-        loss = torch.logsumexp(logits, 1) - logits.gather(1, target[:, None]).squeeze(1)
+        target = rows.clamp(max=n_classes - 1)[:, None]
+        own = logits.gather(1, target)
+        # log(1 + sum of the wrong ones): a loss of 1e-9 keeps its digits, where logsumexp - own logit has none.
+        loss = functional.softplus(torch.logsumexp((logits - own).scatter_(1, target, -torch.inf), 1))
+        z = own.squeeze(1) - logits.mean(1)
+        own_loss = functional.softplus(math.log(n_classes - 1) - n_classes / (n_classes - 1) * z)
         finite = torch.isfinite(loss)
         self.ignored += (rows == n_classes).sum()
         self.nonfinite.index_add_(0, rows, (~finite).long())
         good = torch.where(finite, rows, n_classes)
         self.labels.index_add_(0, good, torch.ones_like(rows))
-        self.loss.index_add_(0, good, torch.where(finite, loss, 0).double())
         self.correct.index_add_(0, good, (predicted == rows).long())
+        for total, values in ((self.loss, loss), (self.own_logit, z), (self.own_loss, own_loss)):
+            # A masked logit (-inf) leaves the loss finite and z not: the sum then says so, and is not sent.
+            total.index_add_(0, good, torch.where(finite, values, 0).double())
         return predicted

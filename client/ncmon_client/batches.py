@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+_CAUSAL = re.compile("ForCausalLM|LMHeadModel")
+"""Class names of models whose logits at a position are about the token after it."""
 
 
 @contextlib.contextmanager
@@ -48,6 +52,8 @@ def split(item: Any, device: torch.device) -> tuple[Any, Tensor]:
 
 
 def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_to(item, device) for item in value) if type(value) in (tuple, list) else value
     return value.to(device) if isinstance(value, Tensor) else value
 
 
@@ -61,3 +67,21 @@ def logits_of(output: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise TypeError(f"expected logits from the model, got {type(output).__name__} without them")
     return found
+
+
+def supervised(model: nn.Module, output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits and labels that belong together: a causal language model predicts the next token."""
+    logits = logits_of(output)
+    causal = _CAUSAL.search(type(_inside(model)).__name__) is not None
+    if causal and logits.ndim == 3 and labels.ndim == 2 and logits.shape[:2] == labels.shape:
+        return logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1)
+    return logits, labels
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """Return the model inside DDP, FSDP and compile wrappers, adapters included (PEFT)."""
+    for name in ("_orig_mod", "module", "base_model"):
+        inner = model._modules.get(name)
+        if isinstance(inner, nn.Module) and not (name == "base_model" and not hasattr(model, "peft_config")):
+            return _inside(inner)
+    return model

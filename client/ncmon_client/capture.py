@@ -1,50 +1,44 @@
-"""Capture: the only module that touches `nn.Module`. It turns a step of somebody's training into a `Batch`.
+"""Capture: the only module that hooks `nn.Module`. It turns a step of somebody's training into a `Batch`.
 
 Rules of this module
 - A tap keeps a reference and returns None. It never computes, never raises and never changes what flows past it.
 - Everything else happens once a batch, when logits and labels are known (`take`), under `no_grad` and without autocast.
 - Under `torch.compile` a tap is traced, and all it does is to write one attribute: that breaks no graph. What it left
   is picked up when the batch is taken.
+- Wrapped tensors (vmap, grad and their kin), tracers and exporters see a tap that does nothing: what flows there is no
+  batch, and it must not outlive its transform.
 - A copy or a pickle of a hooked model holds no tap: it gets an inert callable of the standard library in its place.
 
 Which layer is what is found out from the first batch, by identity of tensors, not by names: the classifier is the
-Linear whose output is the logits; a BatchNorm feeds it if the classifier's input *is* that BatchNorm's output; a layer
-whose output *is* the classifier's input is that layer under another name and is left out.
+Linear whose output is the logits, or else the parameters with logits = h W^T + b; a BatchNorm feeds it if the
+classifier's input *is* that BatchNorm's output; a layer whose output *is* the classifier's input is that layer under
+another name and is left out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
-import fnmatch
 import functools
 import logging
-import re
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
+from ncmon_client import head
 from ncmon_client.errors import ConfigError
+from ncmon_client.frequent import MAX_CLASSES, Frequent, most_frequent
+from ncmon_client.head import HeadParameters
+from ncmon_client.layers import CLASSIFIER_INPUT, Kept, Layer, canonical, first_tensor, pool, same, select
 
-CLASSIFIER_INPUT = "classifier-input"
-POOLINGS = ("cls", "mean", "tokens")
 STRIKES = 3
-_WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """A watched layer, as the first batch showed it."""
-
-    name: str
-    index: int
-    module: str
-    n_features: int
-    reduction: str
+_CHANNELS_FIRST = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d)
+"""Three-dimensional outputs of these are (n, d, positions), those of all others (n, tokens, d)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,30 +51,12 @@ class Batch:
     """(n, C), detached."""
     rows: Tensor
     """(n,) int64 in [0, C]; C where the label is ignored or out of range."""
+    frequent: Frequent | None = None
+    """Which classes are kept, where there are too many of them."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadParameters:
-    """The classifier at one moment: detached copies."""
-
-    name: str = ""
-    has_bias: bool = False
-    batch_norm: str = ""
-    batch_norm_eps: float = 0.0
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """`weight`, `bias`, `bn_gamma`, `bn_beta`, those that exist."""
-
-
-@dataclass(slots=True)
-class _Kept:
-    tensor: Tensor
-    version: int | None
-    reduction: str = ""
-
-    @property
-    def changed(self) -> bool:
-        """Whether an in-place operation overwrote the tensor after it was kept."""
-        return self.version is not None and self.tensor._version != self.version
+    def places(self, classes: Tensor) -> Tensor:
+        """Return the places (n,) of classes among those that are kept."""
+        return classes if self.frequent is None else self.frequent.places[classes]
 
 
 class _Tap:
@@ -93,10 +69,19 @@ class _Tap:
         """What flowed past in compiled code."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if torch.compiler.is_compiling():
-            self.traced = (args, output)
-        elif self.capture.armed:
+        # In eager code this function is one that returns False; most steps are not looked at, and end here.
+        if is_dynamo_compiling():
+            if not torch.compiler.is_exporting() and not _in_region():
+                self.traced = (args, output)
+        elif self.capture.armed and not elsewhere():
             self.capture.keep(self, args, output)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"{name}: TorchScript cannot compile a watched model; script it before watch() or after monitor.close()"
+            if name == "__name__"
+            else name
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return contextlib.nullcontext().__exit__
@@ -112,23 +97,49 @@ class _Bell:
         self.ring = ring
 
     def __call__(self, *args: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not is_dynamo_compiling():
             self.ring(*args)
 
+    __getattr__ = _Tap.__getattr__
     __deepcopy__ = _Tap.__deepcopy__
     __reduce__ = _Tap.__reduce__
 
 
-def canonical(name: str) -> str:
-    """Return a module's qualified name without the prefixes of compile, DDP, FSDP and checkpointing."""
-    return _WRAPPERS.sub("", f"{name}.").rstrip(".")
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _in_region() -> bool:
+    """Whether a traced tap stands inside activation checkpointing or its kin; asked once, while tracing.
+
+    An attribute must not be written there: the graph would break, or fail to compile where it has to be whole.
+    """
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        return InstructionTranslator.current_tx().output.current_tracer.parent is not None
+    except Exception:  # private to torch: where it has moved, the tap does as everywhere else
+        return False
+
+
+def elsewhere() -> bool:
+    """Whether this forward pass is no step: a functional transform, a tracer, or a recomputation inside backward."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch._C._current_graph_task_id() != -1
+    )
 
 
 class Capture:
-    """The taps on one model. `on_batch` is called with every batch that was looked at."""
+    """The taps on one model."""
 
     def __init__(
-        self, model: nn.Module, *, layers: str | Iterable[str], num_classes: int | None, log: logging.Logger
+        self,
+        model: nn.Module,
+        *,
+        layers: str | Iterable[str],
+        num_classes: int | None,
+        log: logging.Logger,
+        alone: bool = True,
     ) -> None:
         if isinstance(model, nn.DataParallel):
             raise ConfigError(
@@ -140,19 +151,32 @@ class Capture:
         self.armed = False
         self.layers: tuple[Layer, ...] = ()
         self.dead = False
+        self._alone = alone
+        self.frequent: Frequent | None = None
+        """The classes that are kept, where there are too many."""
+        self.spent_s = 0.0
+        """What keeping took in the present step."""
         self._log = log
         self._names = {canonical(name): module for name, module in model.named_modules() if canonical(name)}
         if isinstance(model, nn.Linear):
             self._names[type(model).__name__] = model
-        self._wanted = _select(model, self._names, layers)
-        self._kept: dict[str, _Kept] = {}
+        self._wanted = select(model, self._names, layers)
+        self._named = not (isinstance(layers, str) and layers.partition(":")[0] == "auto")
+        self._kept: dict[str, Kept] = {}
         self._calls: dict[str, int] = {}
-        self._head_kept: dict[str, tuple[_Kept, Tensor]] = {}
+        self._head_kept: dict[str, tuple[Kept, Tensor]] = {}
         self._norm_kept: dict[str, Tensor] = {}
         self._clone: set[str] = set()
         self._strikes = 0
         self._head = ""
         self._head_is_linear = False
+        self._matrix: tuple[str, str | None] | None = None
+        self._alias = ""
+        """The layer that is the input of a classifier without a module."""
+        self._whole: dict[str, Tensor] = {}
+        """Weight and bias of a sharded classifier, as the last pass that was looked at had them."""
+        self._shifted = False
+        """Whether the logits are those of all tokens but the last, as a language model's loss takes them."""
         self._norm = ""
         self._resolved = False
         self._handles: list[Any] = []
@@ -200,19 +224,29 @@ class Capture:
         """Call `ring` when the whole model begins a forward pass in training mode."""
 
         def begin(module: nn.Module, args: Any) -> None:
-            if module.training and torch._C._current_graph_task_id() == -1:
+            if module.training and not elsewhere():
                 ring()
 
         self._handles.append(self.model.register_forward_pre_hook(_Bell(begin)))
 
-    def on_loss(self, criterion: nn.Module, ring: Callable[[Tensor, Tensor], None]) -> None:
+    def on_loss(self, criterion: nn.Module, ring: Callable[[Any, Any], None]) -> None:
         """Call `ring(logits, labels)` after every call of the criterion."""
 
-        def called(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if len(args) == 2:
-                ring(args[0], args[1])
+        def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            given = [*args, *(kwargs[name] for name in ("input", "target") if name in kwargs)]
+            if len(given) == 2:
+                ring(given[0], given[1])
 
-        self._handles.append(criterion.register_forward_hook(_Bell(called)))
+        self._handles.append(criterion.register_forward_hook(_Bell(called), with_kwargs=True))
+
+    def on_labels(self, ring: Callable[[Any, Any], None]) -> None:
+        """Call `ring(output, labels)` after every forward pass of a model that was given its labels by keyword."""
+
+        def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if module.training and isinstance(kwargs.get("labels"), Tensor):
+                ring(output, kwargs["labels"])
+
+        self._handles.append(self.model.register_forward_hook(_Bell(called), with_kwargs=True))
 
     def arm(self, armed: bool) -> None:
         """A forward pass begins: forget the one before, and look at this one or not."""
@@ -232,20 +266,24 @@ class Capture:
 
     def keep(self, tap: _Tap, args: tuple[Any, ...], output: Any) -> None:
         """Keep what one module received and returned. Called by taps; catches everything."""
+        begin = time.perf_counter()
         try:
-            if torch._C._current_graph_task_id() != -1:
-                return  # activation checkpointing runs the forward again inside backward
             probe = tap.key.startswith("?")
             name = tap.key.removeprefix("?")
-            tensor = _first_tensor(output)
+            tensor = first_tensor(output)
             if tensor is None:
                 return
             if not probe:
                 call = self._calls[name] = self._calls.get(name, 0) + 1
                 key = name if call == 1 else f"{name}@{call}"
+                if tensor.ndim == 3 and isinstance(self._names[name], _CHANNELS_FIRST):
+                    tensor = tensor[..., None]
                 self._kept[key] = self._reference(key, tensor)
             elif isinstance(self._names[name], nn.Linear):
-                entering = _first_tensor(args)
+                entering = first_tensor(args)
+                if name == self._head and head.is_fsdp(self.model):
+                    # After the pass the weight is in shards again; here it is whole.
+                    self._whole = head.parameters(self._names[name])
                 if entering is not None:
                     key = CLASSIFIER_INPUT if self._resolved else name
                     self._head_kept[name] = (self._reference(key, entering, pool=False), tensor.detach())
@@ -253,16 +291,17 @@ class Capture:
                 self._norm_kept[name] = tensor
         except Exception:
             self.strike("a hook failed")
+        self.spent_s += time.perf_counter() - begin
 
-    def _reference(self, key: str, tensor: Tensor, *, pool: bool = True) -> _Kept:
+    def _reference(self, key: str, tensor: Tensor, *, pool: bool = True) -> Kept:
         version = None if tensor.is_inference() else tensor._version
         tensor = tensor.detach()
         if pool and tensor.ndim >= 4:
             with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
-                return _Kept(tensor.flatten(2).float().mean(2), None, "mean")
+                return Kept(tensor.flatten(2).float().mean(2), None, "mean")
         if key in self._clone:
-            return _Kept(tensor.clone(), None)
-        return _Kept(tensor, version)
+            return Kept(tensor.clone(), None)
+        return Kept(tensor, version)
 
     def strike(self, what: str) -> None:
         """Something failed in here; the third time disarms the capture for good, with one line in the log."""
@@ -275,16 +314,18 @@ class Capture:
 
     # -- one batch ----------------------------------------------------------------------------------------------------
 
-    def take(self, logits: Tensor, labels: Tensor) -> Batch | str:
+    def take(self, logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Batch | str:
         """Return the batch whose logits and labels are now known, or in a word why it cannot be used."""
+        if labels.is_floating_point():
+            return "soft labels"  # what was kept stays: hard labels may still come
         kept, heads, norms = self._kept, self._head_kept, self._norm_kept
         self._kept, self._calls, self._head_kept, self._norm_kept = {}, {}, {}, {}
-        if labels.is_floating_point():
-            return "soft labels"
         logits = logits.detach()
         if logits.ndim == 1:
             logits, labels = logits[None], labels.reshape(1)
-        if logits.ndim > 2:
+        if logits.ndim > 2 and logits.shape[:-1] == labels.shape != logits.shape[:1] + logits.shape[2:]:
+            logits = logits.flatten(0, -2)  # (n, tokens, C); a criterion's own order is (n, C, tokens)
+        elif logits.ndim > 2:
             logits = logits.flatten(2).transpose(1, 2).flatten(0, 1)
         labels = labels.detach().reshape(-1).to(logits.device, torch.int64)
         if logits.shape[0] != labels.shape[0]:
@@ -298,6 +339,8 @@ class Capture:
             return "another number of classes"
         if self._head and self._head in heads:
             kept[CLASSIFIER_INPUT] = heads[self._head][0]
+        elif self._alias in kept:
+            kept[CLASSIFIER_INPUT] = kept[self._alias]
         features: dict[str, Tensor] = {}
         for layer in self.layers:
             if layer.name not in kept:
@@ -307,164 +350,120 @@ class Capture:
                 # From now on this tensor is copied before somebody writes into it.
                 self._clone.add(layer.name)
                 return "changed in place"
-            pooled, _ = _pool(entry, len(labels), self._pooling(layer.name))
+            pooled, _ = self._pool(layer.name, entry, len(labels))
             if pooled is None or pooled.shape != (len(labels), layer.n_features):
                 return "a layer's shape changed"
             features[layer.name] = pooled
-        rows = torch.where((labels >= 0) & (labels < n_classes), labels, n_classes)
-        return Batch(features=features, logits=logits, rows=rows)
+        counted = (labels >= 0) & (labels < n_classes) & (labels != ignore_index)
+        rows = torch.where(counted, labels, n_classes)
+        if n_classes > MAX_CLASSES and self.frequent is None:
+            self.frequent = most_frequent(rows, n_classes, alone=self._alone)
+        return Batch(features=features, logits=logits, rows=rows, frequent=self.frequent)
 
-    def _pooling(self, name: str) -> str:
-        return self._wanted.get(name.partition("@")[0], "")
+    def _pool(self, name: str, entry: Kept, n_samples: int) -> tuple[Tensor | None, str]:
+        pooling = self._wanted.get(name.partition("@")[0], "")
+        return pool(entry, n_samples, pooling, shifted=self._shifted)
 
     def _resolve(
         self,
         logits: Tensor,
-        kept: dict[str, _Kept],
-        heads: dict[str, tuple[_Kept, Tensor]],
+        kept: dict[str, Kept],
+        heads: dict[str, tuple[Kept, Tensor]],
         norms: dict[str, Tensor],
     ) -> None:
         """Find the classifier, the BatchNorm before it and the layers' order from the first batch."""
         n_classes = logits.shape[1]
         self.num_classes = n_classes
         for name, (entry, output) in heads.items():
-            if output.shape[-1] == n_classes and _same(output.reshape(-1, n_classes), logits):
+            if output.shape[-1] != n_classes:
+                continue
+            self._shifted = (
+                output.ndim == 3
+                and output.shape[0] * (output.shape[1] - 1) == len(logits)
+                and same(output[:, :-1].reshape(-1, n_classes), logits, copies=True)
+            )
+            if self._shifted or same(output.reshape(-1, n_classes), logits, copies=True):
                 self._head, self._head_is_linear = name, True
-                self._norm = next((norm for norm, out in norms.items() if _same(out, entry.tensor)), "")
-        if not self._head:
+                self._norm = next((norm for norm, out in norms.items() if same(out, entry.tensor)), "")
+                break
+        else:
+            # The logits are made from this layer's output (scaled, masked): its input is the last feature, but its
+            # weight is not what decides, and nothing is claimed about it.
             fitting = [name for name, (_, output) in heads.items() if output.shape[-1] == n_classes]
-            if fitting:
-                # The logits are made from this layer's output (scaled, masked): its input is the last feature, but its
-                # weight is not what decides, and nothing is claimed about it.
-                self._head = fitting[-1]
+            self._head = fitting[-1] if fitting else ""
         for name in [name for name in self._probe_handles if name != self._head]:
             self._probe_handles.pop(name).remove()
             del self._taps[f"?{name}"]
-        found: list[Layer] = []
         entering = heads[self._head][0] if self._head else None
+        shapes: dict[str, tuple[Tensor, str]] = {}
+        doubles: list[str] = []
         for name, entry in kept.items():
-            if name == self._head or (entering is not None and _same(entry.tensor, entering.tensor)):
+            if name == self._head or (entering is not None and same(entry.tensor, entering.tensor)):
+                doubles.append(name)
                 continue
-            pooled, reduction = _pool(entry, len(logits), self._pooling(name))
+            pooled, reduction = self._pool(name, entry, len(logits))
             if pooled is not None and len(pooled) == len(logits):
-                module = type(self._names[name.partition("@")[0]]).__name__
-                found.append(
-                    Layer(name=name, index=len(found), module=module, n_features=pooled.shape[1], reduction=reduction)
-                )
+                shapes[name] = pooled, reduction
         if entering is not None:
-            pooled, reduction = _pool(entering, len(logits), "")
+            pooled, reduction = self._pool("", entering, len(logits))
             if pooled is not None and len(pooled) == len(logits):
-                found.append(
-                    Layer(
-                        name=CLASSIFIER_INPUT,
-                        index=len(found),
-                        module=type(self._names[self._head]).__name__,
-                        n_features=pooled.shape[1],
-                        reduction=reduction,
-                    )
-                )
-        self.layers = tuple(found)
+                shapes[CLASSIFIER_INPUT] = pooled, reduction
+        else:
+            found = head.functional(self.model, {name: pooled for name, (pooled, _) in shapes.items()}, logits)
+            if found is not None:
+                self._alias, self._matrix = found
+        self.layers = tuple(
+            Layer(
+                name=CLASSIFIER_INPUT if name == self._alias else name,
+                index=index,
+                module=type(self._names[(name if name != CLASSIFIER_INPUT else self._head).partition("@")[0]]).__name__,
+                n_features=pooled.shape[1],
+                reduction=reduction,
+            )
+            for index, (name, (pooled, reduction)) in enumerate(shapes.items())
+        )
         self._resolved = True
+        seen = {name.partition("@")[0] for name in (*shapes, *doubles)}
+        missing = [name for name in self._wanted if name not in seen] if self._named else []
+        if not self.layers:
+            missing = missing or ["any layer that fits the labels"]
+        if missing:
+            self._log.warning(
+                "ncmon does not see %s: not called in the first batch, not one row a label, or inside activation"
+                " checkpointing of compiled code",
+                ", ".join(missing),
+            )
 
     def head(self) -> HeadParameters:
         """Return the classifier's parameters as they are now: copies on the device, nothing waits."""
-        if not (self._head and self._head_is_linear):
+        if self._matrix is not None:
+            weight, bias = self._matrix
+            named = dict(self.model.named_parameters())
+            tensors = {"weight": named[weight].detach().clone()}
+            if bias is not None:
+                tensors["bias"] = named[bias].detach().clone()
+            return HeadParameters(name=canonical(weight), has_bias=bias is not None, tensors=tensors)
+        if not (self._head and self._head_is_linear) or (self.num_classes or 0) > MAX_CLASSES:
             return HeadParameters(name=self._head)
-        module = self._names[self._head]
-        tensors: dict[str, Tensor] = {}
-        for name in ("weight", "bias"):
-            parameter = getattr(module, name, None)
-            if isinstance(parameter, Tensor):
-                tensors[name] = parameter.detach().clone()
+        tensors = head.parameters(self._names[self._head])
+        if "weight" not in tensors:
+            tensors = dict(self._whole)
         norm = self._names.get(self._norm)
-        if norm is not None and norm.weight is not None:
+        # A frozen BatchNorm is a fixed affine map: it normalises nothing.
+        live = norm is not None and norm.training and not head.is_sharded(norm.weight)
+        if norm is not None and live and norm.weight is not None:
             tensors["bn_gamma"] = norm.weight.detach().clone()
             tensors["bn_beta"] = norm.bias.detach().clone()
         return HeadParameters(
             name=self._head,
-            has_bias="bias" in tensors,
-            batch_norm=self._norm,
-            batch_norm_eps=float(norm.eps) if norm is not None else 0.0,
+            has_bias=getattr(self._names[self._head], "bias", None) is not None,
+            batch_norm=self._norm if live else "",
+            batch_norm_eps=float(norm.eps) if norm is not None and live else 0.0,
             tensors=tensors,
         )
 
     def decays(self, optimizer: Any) -> tuple[float | None, float | None, bool | None]:
         """Return the weight decay of the classifier's weight and of the BatchNorm's scale, and if it is decoupled."""
-        groups = getattr(optimizer, "param_groups", None)
-        if not groups or not self._head_is_linear:
-            return None, None, None
-        norm = self._names.get(self._norm)
-        wanted = (self._names[self._head].weight, norm.weight if norm is not None else None)
-        found: list[float | None] = []
-        decoupled: bool | None = None
-        for parameter in wanted:
-            group = next(
-                (g for g in groups if parameter is not None and any(p is parameter for p in g["params"])), None
-            )
-            found.append(None if group is None else float(group.get("weight_decay", 0.0)))
-            if group is not None:
-                by_name = "AdamW" in type(getattr(optimizer, "optimizer", optimizer)).__name__
-                decoupled = bool(group.get("decoupled_weight_decay", by_name))
-        return found[0], found[1], decoupled
-
-
-def _select(model: nn.Module, names: Mapping[str, nn.Module], layers: str | Iterable[str]) -> dict[str, str]:
-    """Return the names of the modules to tap, each with its pooling suffix or nothing."""
-    if isinstance(layers, str) and layers.partition(":")[0] == "auto":
-        pooling = layers.partition(":")[2]
-        stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
-        if not stacks:
-            return {}
-        # The first of the longest: a Sequential inside a block is not longer than the network's own spine.
-        name, longest = max(stacks, key=lambda pair: len(pair[1]))
-        prefix = f"{canonical(name)}." if canonical(name) else ""
-        return {f"{prefix}{child}": pooling for child, _ in longest.named_children()}
-    wanted: dict[str, str] = {}
-    for pattern in [layers] if isinstance(layers, str) else layers:
-        glob, _, pooling = pattern.partition(":")
-        if pooling and pooling not in POOLINGS:
-            raise ConfigError(f"layer {pattern!r}: expected a pooling among {', '.join(POOLINGS)}, got {pooling!r}")
-        matched = [name for name in names if fnmatch.fnmatchcase(name, canonical(glob))]
-        if not matched:
-            near = difflib.get_close_matches(glob, names, n=3, cutoff=0.4) or list(names)[-3:]
-            raise ConfigError(f"no layer is named {glob!r}; near ones: {', '.join(near)}")
-        wanted.update(dict.fromkeys(matched, pooling))
-    return wanted
-
-
-def _first_tensor(value: Any) -> Tensor | None:
-    """Return the first floating tensor of a module's output: bare, in a tuple, a dict or a model output."""
-    if isinstance(value, Tensor):
-        return value if value.is_floating_point() and value.ndim >= 2 else None
-    if isinstance(value, Mapping):
-        preferred = value.get("last_hidden_state")
-        return preferred if isinstance(preferred, Tensor) else _first_tensor(list(value.values()))
-    if isinstance(value, tuple | list):
-        return next((found for item in value if (found := _first_tensor(item)) is not None), None)
-    return None
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same values: one tensor, or a cast of it (asked once, on the first batch)."""
-    if one.shape != other.shape:
-        return False
-    if one.data_ptr() == other.data_ptr():
-        return True
-    return one.dtype != other.dtype and bool(torch.allclose(one.float(), other.float(), rtol=1e-2, atol=1e-3))
-
-
-def _pool(entry: _Kept, n_samples: int, pooling: str) -> tuple[Tensor | None, str]:
-    """Return features (n, d) of a kept tensor and how they were reduced."""
-    tensor = entry.tensor
-    if tensor.ndim == 2:
-        return tensor, entry.reduction or "none"
-    if tensor.ndim == 3:
-        tokens = tensor.shape[0] * tensor.shape[1] == n_samples
-        if pooling == "cls":
-            return tensor[:, 0], "cls"
-        if pooling == "tokens" or (tokens and not pooling and tensor.shape[0] != n_samples):
-            return tensor.flatten(0, 1), "tokens"
-        return tensor.float().mean(1), "mean"
-    if tensor.ndim >= 4:
-        return tensor.flatten(2).float().mean(2), "mean"
-    return None, ""
+        module = self._names[self._head] if self._head_is_linear else None
+        weight = dict(self.model.named_parameters())[self._matrix[0]] if self._matrix is not None else None
+        return head.decays(optimizer, module, self._names.get(self._norm), weight)

@@ -16,25 +16,40 @@ import logging
 import os
 import random
 import time
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Self
+from typing import Any, Concatenate, Literal, ParamSpec, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from ncmon_client import wire
 from ncmon_client.accumulate import Reference
-from ncmon_client.batches import frozen, logits_of, split
-from ncmon_client.capture import Batch, Capture
-from ncmon_client.options import check, pooled, run_info
+from ncmon_client.batches import frozen, split, supervised
+from ncmon_client.capture import Batch, Capture, elsewhere
+from ncmon_client.losses import Losses
+from ncmon_client.options import check, pooled, run_info, with_classes
 from ncmon_client.outbox import Outbox
 from ncmon_client.schedule import Schedule
 from ncmon_client.sender import Sender
+from ncmon_client.spool import Level
+from ncmon_client.status import Status
 from ncmon_client.window import LastWord, Objective, OpenWindow
 
 P = ParamSpec("P")
+
+_WATCHING: weakref.WeakSet[Monitor] = weakref.WeakSet()
+
+
+def _in_forked_child() -> None:
+    """A child's copy of a monitor does nothing. Told by the fork itself: asking for the pid is a system call a step."""
+    for monitor in list(_WATCHING):
+        monitor._inert = True
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
 
 log = logging.getLogger("ncmon_client")
 
@@ -43,37 +58,12 @@ CLOSE_S = 10.0
 ATEXIT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """How the monitor does. Messages are windows and, at the end, the run's last word."""
-
-    run_id: str
-    accepted: int
-    """Messages taken over for delivery."""
-    acknowledged: int
-    """Messages that are in the store."""
-    refused: int
-    """Windows not taken because the buffer was full."""
-    spooled: int
-    """Messages on this machine's disk; 0 in this version, which keeps them in memory."""
-    connected: bool
-    steps: int
-    """Training steps so far."""
-    sampled_steps: int
-    """Of those, the ones whose features were looked at."""
-    every: int
-    """At present one step in this many is looked at."""
-    overhead: float | None
-    """Measured share of the training's time that the hook takes; None before the second step."""
-    last_error: str
-
-
 def _guarded(method: Callable[Concatenate[Monitor, P], None]) -> Callable[Concatenate[Monitor, P], None]:
     """Catch everything that a method raises, say it once, and do nothing at all in a child process or when disabled."""
 
     @functools.wraps(method)
     def call(self: Monitor, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        if self._inert or os.getpid() != self._pid:
+        if self._inert:
             return
         try:
             method(self, *args, **kwargs)
@@ -97,14 +87,15 @@ class Monitor:
         schedule: Schedule,
         window_steps: int,
         endpoint: str,
+        spool: str = "memory",
     ) -> None:
-        self._pid = os.getpid()
         self._inert = capture is None
-        self._model, self._criterion, self._optimizer = model, criterion, optimizer
+        self._model, self._optimizer = model, optimizer
         self._run = run
         self._schedule = schedule
         self._window_steps = window_steps
         self._endpoint = endpoint
+        self._level = cast(Level, spool)
         self._outbox = Outbox()
         self._sender: Sender | None = None
         self._references: dict[str, dict[str, Reference]] = {}
@@ -119,12 +110,16 @@ class Monitor:
         self._forward_s = 0.0
         self._errors: dict[str, str] = {}
         self._last_error = ""
+        self._soft = False
+        self._losses = Losses(
+            criterion, end_step=self._end_step, forget=self._forget, deaf=self._deaf, failed=self._failed, log=log
+        )
         if capture is not None:
             self._capture = capture
             capture.on_forward(self._begin_step)
-            if criterion is not None:
-                capture.on_loss(criterion, self._loss_called)
+            self._losses.listen(model, capture)
             atexit.register(self._at_exit)
+            _WATCHING.add(self)
 
     @property
     def run_id(self) -> str:
@@ -137,16 +132,48 @@ class Monitor:
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """Say logits (n, C) and labels (n,) of the training batch that just went through the model.
 
-        For functional losses; with a hooked criterion there is no need to call it.
+        For functional losses, and for hard labels where the criterion gets soft ones; with a hooked criterion of hard
+        labels there is no need to call it.
         """
-        self._end_step(logits, labels)
+        self._losses.told = True
+        if self._soft:
+            # The criterion was called with soft labels just before; what it was called on is still held.
+            self._soft = False
+            self._open.skipped -= Counter({"soft labels": 1})
+            self._look(logits, labels, -100)
+        else:
+            self._end_step(logits, labels)
+
+    @_guarded
+    def observe_output(self, output: Any, labels: Tensor) -> None:
+        """Say the output and the labels of a model that finds its logits itself, a causal language model among them."""
+        with torch.no_grad():
+            logits, labels = supervised(self._model, output, labels)
+        self.observe(logits, labels)
+
+    @_guarded
+    def begin_step(self) -> None:
+        """A training step begins; for loops that call parts of the model and never the model itself."""
+        self._begin_step()
+
+    @contextlib.contextmanager
+    def capture_loss(self) -> Iterator[None]:
+        """Take logits and labels from `torch.nn.functional.cross_entropy` while inside.
+
+        The function is replaced for the whole process meanwhile, which is why it has to be asked for. A loop that holds
+        the function itself (`from torch.nn.functional import cross_entropy`) is not heard, nor is compiled code.
+        """
+        with contextlib.nullcontext() if self._inert else self._losses.captured():
+            yield
 
     @_guarded
     def epoch(self, epoch: int) -> None:
         """An epoch is over: close its training window."""
+        begin = time.perf_counter()
         self._epoch = int(epoch)
         self._close_training_window()
         self._epoch = int(epoch) + 1
+        self._schedule.spent(time.perf_counter() - begin)
 
     @_guarded
     def measure(self, loader: Iterable[Any], split: str = "test", exact_ncc: bool = False) -> None:
@@ -200,13 +227,13 @@ class Monitor:
             accepted=counts.accepted,
             acknowledged=counts.acknowledged,
             refused=counts.refused,
-            spooled=0,
+            spooled=counts.spooled,
             connected=sender is not None and sender.connected,
             steps=self._steps,
             sampled_steps=self._sampled,
             every=self._schedule.every,
             overhead=self._schedule.overhead,
-            last_error=self._last_error or (sender.last_error if sender is not None else ""),
+            last_error=self._last_error or self._losses.blindness or (sender.last_error if sender is not None else ""),
         )
 
     def __enter__(self) -> Self:
@@ -220,20 +247,18 @@ class Monitor:
     # -- what the hooks ring ------------------------------------------------------------------------------------------
 
     def _begin_step(self) -> None:
-        if self._measuring or self._inert or os.getpid() != self._pid:
+        if self._measuring or self._inert:
             return
-        self._fresh = True
+        self._fresh, self._soft = True, False
         self._capture.arm(self._schedule.look())
 
-    @_guarded
-    def _loss_called(self, logits: Tensor, labels: Tensor) -> None:
-        if not self._measuring and isinstance(logits, Tensor) and isinstance(labels, Tensor):
-            self._end_step(logits, labels)
+    def _deaf(self) -> bool:
+        return self._measuring or self._inert
 
-    def _end_step(self, logits: Tensor, labels: Tensor) -> None:
-        # A loss without a forward pass in training mode before it: evaluation, or a second term of the same step.
+    def _end_step(self, logits: Tensor, labels: Tensor, *, ignore_index: int = -100, mixed: bool = False) -> bool:
+        """A step's logits and labels are known; return False when there was no step in training mode before them."""
         if not self._model.training or self._closed:
-            return
+            return False
         start = time.perf_counter()
         # A compiled model rings no bell when it begins; what its taps left says that it went forward.
         compiled = not self._fresh
@@ -242,26 +267,36 @@ class Monitor:
         left = self._capture.pick_up()
         if compiled and not left:
             self._capture.armed = False
-            return
+            if self._steps == 0:
+                self._losses.unexplained()
+            return False
         self._fresh = False
         looked = self._capture.armed
         self._steps += 1
         self._open.steps += 1
         if looked:
             self._capture.armed = False
-            self._look(logits, labels)
+            if mixed:
+                self._skip("mixed labels")
+            else:
+                self._look(logits, labels, ignore_index)
         if self._open.steps >= self._window_steps:
             self._close_training_window()
         end = time.perf_counter()
         step_s = end - self._last_end if self._last_end is not None else None
-        self._schedule.done(looked=looked, step_s=step_s, hook_s=end - start)
+        self._schedule.done(looked=looked, step_s=step_s, hook_s=end - start + self._capture.spent_s)
+        self._capture.spent_s = 0.0
         self._last_end = end
+        return True
 
-    def _look(self, logits: Tensor, labels: Tensor) -> None:
+    def _look(self, logits: Tensor, labels: Tensor, ignore_index: int) -> None:
+        if elsewhere():
+            return
         try:
             with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-                batch = self._capture.take(logits, labels)
+                batch = self._capture.take(logits, labels, ignore_index)
                 if isinstance(batch, str):
+                    self._soft = batch == "soft labels"
                     self._skip(batch)
                 else:
                     self._sampled += 1
@@ -272,12 +307,16 @@ class Monitor:
 
     def _skip(self, why: str) -> None:
         self._open.skipped[why] += 1
-        if why == "no features" and why not in self._errors:
-            self._errors[why] = why
-            log.warning(
-                "ncmon sees losses but no features: if the model was compiled before watch(), watch the model first and"
-                " compile it then, or pass the original module"
-            )
+        if why == "no features":
+            self._losses.say_blind()
+
+    def _forget(self) -> None:
+        """What the open window holds was mixed: begin it again."""
+        before = self._open
+        self._open = OpenWindow(exact=False, references=before.given)
+        self._open.steps, self._open.skipped = before.steps, before.skipped
+        self._open.skipped["mixed labels"] += before.sampled_steps
+        self._sampled -= before.sampled_steps
 
     # -- windows ------------------------------------------------------------------------------------------------------
 
@@ -287,7 +326,7 @@ class Monitor:
             return
         self._references["train"] = window.references()
         self._open = OpenWindow(exact=False, references=self._references["train"])
-        had_means = bool(window._references)
+        had_means = bool(window.given)
         self._offer(window, split="train", epoch=self._epoch, ncc_source="previous" if had_means else "none")
 
     def _offer(
@@ -307,17 +346,20 @@ class Monitor:
                 weight_decay=decay,
                 weight_decay_gamma=decay_gamma,
                 decoupled_decay=decoupled,
-                plain_loss=_is_plain(self._criterion),
+                plain_loss=self._losses.plain,
             ),
             overhead=self._schedule.overhead,
         )
         if self._sender is None:
             # Known from the first batch, where the caller did not say it.
-            self._run = _with_classes(self._run, int(str(closed.meta["n_classes"])))
-            self._sender = Sender(endpoint=self._endpoint, run=self._run, outbox=self._outbox, log=log)
+            self._run = with_classes(self._run, int(str(closed.meta["n_classes"])), self._capture.frequent)
+            self._sender = Sender(
+                endpoint=self._endpoint, run=self._run, outbox=self._outbox, log=log, level=self._level
+            )
         if self._outbox.offer(closed, closed.nbytes):
             self._sender.start()
             self._sender.wake()
+            self._sender.settle()
 
     def _passes(self, loader: Iterable[Any], window: OpenWindow | None) -> Iterator[Batch]:
         """Run the loader once and yield what each batch showed."""
@@ -329,7 +371,7 @@ class Monitor:
             self._capture.pick_up()
             self._capture.armed = False
             with torch.autocast(device.type, enabled=False):
-                batch = self._capture.take(logits_of(output), labels)
+                batch = self._capture.take(*supervised(self._model, output, labels))
             if window is not None:
                 window.steps += 1
             if isinstance(batch, Batch):
@@ -395,7 +437,9 @@ def watch(
     window_steps : training steps after which a window closes by itself.
     every : look at one step in this many; `"auto"` keeps the cost below the share `overhead` of the training's time.
     pool : `"auto"`, or the pooling suffix of all layers that name none.
-    spool : `"auto"` or `"memory"`; both hold windows in memory in this version.
+    spool : what goes to a file on this machine's disk, to outlive this process. `"auto"`: windows that the daemon did
+        not acknowledge within a second, and what is left at the end; `"always"`: every window at once, the loop waits
+        for it; `"fsync"`: likewise, confirmed by the disk; `"memory"`: nothing.
     endpoint : the daemon's; `$NCMON_ENDPOINT` or the user's own socket by default.
     enabled : False, or `NCMON_DISABLED=1`, makes everything do nothing.
 
@@ -426,7 +470,10 @@ def watch(
     )
     if os.environ.get("NCMON_DISABLED") == "1":
         enabled = False
-    capture = Capture(model, layers=pooled(layers, pool), num_classes=num_classes, log=log) if enabled else None
+    alone = info.world_size == 1
+    capture = (
+        Capture(model, layers=pooled(layers, pool), num_classes=num_classes, alone=alone, log=log) if enabled else None
+    )
     return Monitor(
         model,
         criterion,
@@ -436,18 +483,5 @@ def watch(
         schedule=Schedule(every=None if every == "auto" else every, budget=overhead, rng=random.Random(os.urandom(8))),
         window_steps=window_steps,
         endpoint=endpoint or wire.default_endpoint(),
+        spool=spool,
     )
-
-
-def _with_classes(run: wire.RunInfo, n_classes: int) -> wire.RunInfo:
-    import msgspec
-
-    names = run.class_names if len(run.class_names) == n_classes else []
-    return msgspec.structs.replace(run, n_classes=n_classes, class_names=names)
-
-
-def _is_plain(criterion: nn.Module | None) -> bool | None:
-    """Whether the criterion is cross-entropy of hard labels without smoothing or class weights; None when unknown."""
-    if not isinstance(criterion, nn.CrossEntropyLoss):
-        return None
-    return criterion.label_smoothing == 0 and criterion.weight is None

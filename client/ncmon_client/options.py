@@ -12,15 +12,19 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
 from ncmon_client import wire
 from ncmon_client._version import __version__
 from ncmon_client.errors import ConfigError
+from ncmon_client.frequent import Frequent
 
-SPOOL_LEVELS = ("auto", "memory")
+SPOOL_LEVELS = ("auto", "memory", "always", "fsync")
 POOLS = ("auto", "cls", "mean", "tokens")
+_WATCHED = itertools.count()
+"""A process's watches are told apart by their order, which is the same on all ranks."""
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -56,7 +60,7 @@ def check(
     if window_steps < 1:
         raise ConfigError(f"window_steps: expected a number of steps from 1, got {window_steps!r}")
     if spool not in SPOOL_LEVELS:
-        raise ConfigError(f"spool: expected {' or '.join(SPOOL_LEVELS)} (windows are held in memory), got {spool!r}")
+        raise ConfigError(f"spool: expected {', '.join(SPOOL_LEVELS[:-1])} or {SPOOL_LEVELS[-1]}, got {spool!r}")
     if pool not in POOLS:
         raise ConfigError(f"pool: expected {', '.join(POOLS[:-1])} or {POOLS[-1]}, got {pool!r}")
     if num_classes is not None and class_names and len(class_names) != num_classes:
@@ -81,7 +85,7 @@ def run_info(
     class_names: tuple[str, ...],
 ) -> wire.RunInfo:
     """Return what the daemon is told of the run."""
-    chosen = run_id or os.environ.get("NCMON_RUN_ID") or uuid.uuid4().hex[:12]
+    chosen = run_id or os.environ.get("NCMON_RUN_ID") or _common_id(uuid.uuid4().hex[:12])
     if not _RUN_ID.fullmatch(chosen):
         raise ConfigError(f"run_id: expected 1 to 64 letters, digits, dots, dashes or underscores, got {chosen!r}")
     rank, world_size = ranks()
@@ -101,6 +105,15 @@ def run_info(
     )
 
 
+def with_classes(run: wire.RunInfo, n_classes: int, frequent: Frequent | None) -> wire.RunInfo:
+    """Return the run with its number of classes, known from the first batch; kept classes are called by their ids."""
+    names = run.class_names
+    if frequent is not None:
+        own = names if len(names) == len(frequent.places) - 1 else None
+        names = [own[index] if own else str(index) for index in frequent.ids.tolist()]
+    return msgspec.structs.replace(run, n_classes=n_classes, class_names=names if len(names) == n_classes else [])
+
+
 def ranks() -> tuple[int, int]:
     """Return this process's rank and the number of ranks."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -110,6 +123,22 @@ def ranks() -> tuple[int, int]:
     except ValueError:
         return 0, 1
     return (rank, world_size) if 0 <= rank < world_size else (0, 1)
+
+
+def _common_id(own: str) -> str:
+    """Return one run id for all ranks: the first one that a rank wrote into the process group's store.
+
+    Nobody waits for anybody: no collective, and a rank that does not watch is not missed here.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        # torchrun's own id; "none" where nobody gave it one.
+        job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+        return own if job == "none" or not _RUN_ID.fullmatch(job) else job
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        return store.compare_set(f"ncmon/run/{next(_WATCHED)}", "", own).decode()
+    except Exception:  # a store without that operation: ranks then need NCMON_RUN_ID
+        return own
 
 
 def _json(config: Mapping[str, Any] | None) -> str:

@@ -2,10 +2,10 @@
 
 Pure: it is told what things took and says what to do next; it reads no clock and never touches a global generator.
 
-A looked-at step costs `t_hook` on top of the `t_step` that training takes without it. Looking at one step in
-`every = ceil(t_hook / (budget / 2 * t_step))` keeps the share at half the budget, so that a noisy measurement still
-stays inside. The sampled step is drawn anew in each block of `every` steps: a fixed phase would meet a fixed phase of
-the data.
+A looked-at step costs `t_hook` on top of the `t_step` that training takes without it; steps that are not looked at,
+and closing windows, cost `t_idle` a step. One step in `every = ceil(t_hook / (budget / 2 * t_step - t_idle))` keeps the
+share at half the budget, so that a noisy measurement still stays inside. The sampled step is drawn anew in each block
+of `every` steps: a fixed phase would meet a fixed phase of the data.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Schedule:
         self._every = every or 1
         self._step_s: float | None = None
         self._hook_s: float | None = None
+        self._idle_s = 0.0
         self._total_s = 0.0
         self._total_hook_s = 0.0
 
@@ -62,17 +63,28 @@ class Schedule:
             self._step_s = _smooth(self._step_s, max(step_s - hook_s, 0.0))
             if looked:
                 self._hook_s = _smooth(self._hook_s, hook_s)
+            else:
+                self._idle_s += hook_s
         if self._place >= self._every:
             self._place = 0
             self._every = self._next_every()
             self._chosen = self._rng.randrange(self._every)
+
+    def spent(self, hook_s: float) -> None:
+        """The hook took time outside a step: a window was closed at the end of an epoch."""
+        self._total_s += hook_s
+        self._total_hook_s += hook_s
+        self._idle_s += hook_s
 
     def _next_every(self) -> int:
         if self._fixed is not None:
             return self._fixed
         if self._hook_s is None or not self._step_s:
             return 1
-        return min(max(math.ceil(self._hook_s / (self._budget / 2 * self._step_s)), 1), MAX_EVERY)
+        allowed = self._budget / 2 * self._step_s
+        # What looking less cannot save is never more than nine tenths of the plan, or nothing would be seen at all.
+        allowed = max(allowed - self._idle_s / self._seen, 0.1 * allowed)
+        return min(max(math.ceil(self._hook_s / allowed), 1), MAX_EVERY)
 
 
 def _smooth(old: float | None, new: float) -> float:

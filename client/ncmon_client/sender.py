@@ -1,7 +1,8 @@
-"""The sender: one background thread and one socket a session, between the outbox and the daemon.
+"""The sender: one background thread and one socket a session, between the outbox, the spool and the daemon.
 
 Rules of this module
-- It does what `session` decides, and decides nothing but when to end.
+- It does what `session` and `keeper` decide, and decides nothing but when to end.
+- What an earlier process of this run left in its spool file goes first, so that the run's history stays in order.
 - Nothing here raises into training, holds it up or handles a signal. zmq is imported by the thread, never by training.
 - In a forked child everything is inert: the process is compared before any lock is taken, and a child that inherits
   this object neither sends with it nor closes what belongs to its parent.
@@ -16,18 +17,20 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from ncmon_client import session, wire
+from ncmon_client import courier, session, spool, wire
+from ncmon_client.keeper import Keeper
+from ncmon_client.line import Line, step
 from ncmon_client.outbox import Outbox
-
-if TYPE_CHECKING:
-    import zmq
 
 FIRST_CONTACT_S = 0.5
 """How long `close` waits for a daemon that was never reached: a connection on one node takes milliseconds."""
 CRASH_WAIT_S = 1.0
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 2_000, 6_000
+SETTLE_S = 2.0
+"""How long a window of level `always` holds up training where the disk does not answer."""
+LEFT_S = 10.0
+"""For what processes before this one left behind; what is not delivered by then has its turn after the next start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,8 @@ class SenderStatus:
     """Messages that are in the store."""
     held: int
     """Messages that are accepted and not acknowledged."""
+    spooled: int
+    """Of those, the ones that are on disk."""
     refused: int
     """Messages that were not accepted because the outbox was full."""
     last_error: str
@@ -51,7 +56,20 @@ class SenderStatus:
 class Sender:
     """Carries what the outbox accepts to the daemon at `endpoint`, in a thread of its own."""
 
-    def __init__(self, *, endpoint: str, run: wire.RunInfo, outbox: Outbox, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        run: wire.RunInfo,
+        outbox: Outbox,
+        log: logging.Logger,
+        level: spool.Level = "memory",
+        place: Path | None = None,
+    ) -> None:
+        """`level` says what is written to the spool directory `place` (by default the user's own), and when."""
+        self._level = level
+        self._place = place
+        self._safe = threading.Condition()
         self._endpoint = endpoint
         self._run = run
         self._outbox = outbox
@@ -61,6 +79,8 @@ class Sender:
         self._thread: threading.Thread | None = None
         self._session: session.Session | None = None
         self._wake_read = self._wake_write = -1
+        self._troubled = False
+        """Whether the spool cannot be written."""
         self._close_by: float | None = None
         """Monotonic deadline once `close` was called."""
 
@@ -89,10 +109,23 @@ class Sender:
                 with suppress(BlockingIOError):  # a full pipe wakes as well
                     os.write(self._wake_write, b"\0")
 
+    def settle(self, timeout_s: float = SETTLE_S) -> bool:
+        """At levels `always` and `fsync`: wait until what was accepted so far is on disk; return whether it is.
+
+        A disk that fails is not waited for: what it cannot take stays in memory.
+        """
+        if os.getpid() != self._pid or self._level not in ("always", "fsync"):
+            return False
+        end = self._outbox.end
+        with self._safe:
+            self._safe.wait_for(lambda: self._outbox.safe >= end or self._troubled, timeout_s)
+        return self._outbox.safe >= end
+
     def close(self, timeout_s: float) -> bool:
         """End the thread after what is held was delivered, or after `timeout_s`; return whether all was delivered.
 
-        Returns at once when no daemon was ever reached and none answers now. Calling it again does nothing.
+        Returns at once when no daemon was ever reached and none answers now. What could not be delivered is on disk
+        then, unless the level is `memory`. Calling it again does nothing.
         """
         if os.getpid() != self._pid:
             return False
@@ -115,6 +148,7 @@ class Sender:
             reached=talk is not None and talk.reached,
             acknowledged=counts.acknowledged,
             held=counts.held,
+            spooled=counts.spooled,
             refused=counts.refused,
             last_error=talk.last_error if talk is not None else "",
         )
@@ -122,36 +156,59 @@ class Sender:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run_thread(self) -> None:
+        now = time.monotonic()
+        stream = wire.new_stream()
+        keeper = Keeper(
+            level=self._level,
+            outbox=self._outbox,
+            run=self._run,
+            endpoint=self._endpoint,
+            stream=stream,
+            log=self._log,
+            place=self._place,
+            now=now,
+        )
         talk = session.Session(
             endpoint=self._endpoint,
             run=self._run,
             outbox=self._outbox,
             rng=random.Random(os.urandom(8)),  # the global generator belongs to the training
-            now=time.monotonic(),
+            now=now,
+            stream=stream,
+            fetch=keeper.fetch,
         )
+        if self._level != "memory":
+            talk.kept = f"in {spool.directory() if self._place is None else self._place}"
         self._session = talk
+        line: Line | None = None
         try:
-            line = _Line(self._endpoint, self._wake_read)
+            line = Line(self._endpoint, self._wake_read)
+            self._talk(talk, line, keeper)
         except Exception as error:
             talk.last_error = f"{type(error).__name__}: {error}"
-            self._log.warning("ncmon cannot send anything: %s", talk.last_error)
-            self._close_pipe()
-            return
+            self._log.warning("ncmon cannot send anything: %s", talk.last_error, exc_info=line is not None)
+        finally:
+            self._finish(talk, line, keeper)
+
+    def _finish(self, talk: session.Session, line: Line | None, keeper: Keeper) -> None:
         try:
-            self._talk(talk, line)
+            keeper.finish(time.monotonic(), talk.stream)
             talk.gave_up()
             self._report(talk)
         except Exception:
             self._log.warning("ncmon's sender ended", exc_info=True)
         finally:
             talk.lost(time.monotonic(), talk.last_error)
-            line.close()
+            self._tell_safe(troubled=True)
+            if line is not None:
+                line.close()
             self._close_pipe()
 
-    def _talk(self, talk: session.Session, line: _Line) -> None:
+    def _talk(self, talk: session.Session, line: Line, keeper: Keeper) -> None:
         closing_since: float | None = None
         attempts_before = 0
         crashed = False
+        tried = -1
         while True:
             now = time.monotonic()
             if self._close_by is not None:
@@ -163,7 +220,17 @@ class Sender:
                 if self._outbox.counts().held == 0 or now >= self._close_by or hopeless:
                     return
             try:
-                self._step(talk, line, now)
+                more = keeper.turn(now, talk.stream, online=talk.phase is session.Phase.OPEN)
+                self._tell_safe(troubled=bool(keeper.trouble))
+                if not talk.reached and tried != talk.attempts and talk.phase is session.Phase.IDLE:
+                    # Before every attempt at a first contact: what an earlier process left has to go first.
+                    tried = talk.attempts
+                    self._deliver_left()
+                longest_s = 60.0 if self._close_by is None else 0.05
+                due = keeper.next_due(now)
+                if more or due is not None:
+                    longest_s = 0.0 if more or due is None else min(longest_s, max(0.0, due - now))
+                step(talk, line, now, longest_s=longest_s)
             except Exception as error:
                 # Whatever it was, a new socket and a new session come next; said once, not once a second.
                 why = f"{type(error).__name__}: {error}"
@@ -175,36 +242,28 @@ class Sender:
                 time.sleep(0.05)  # `lost` says nothing to a session that has not begun
             self._report(talk)
 
-    def _step(self, talk: session.Session, line: _Line, now: float) -> None:
-        match talk.next(now):
-            case session.Dial():
-                error = line.dial()
-                if error:
-                    talk.lost(now, error)
-            case session.HangUp():
-                line.hang_up()
-            case session.Send(frames=frames):
-                if line.send(frames):
-                    talk.sent(now)
-                else:
-                    talk.blocked()
-            case session.Wait(seconds=seconds, writable=writable):
-                if self._close_by is not None:
-                    seconds = min(seconds, 0.05)
-                self._listen(talk, line, seconds, writable)
+    def _deliver_left(self) -> None:
+        """Deliver what earlier processes of this run and rank left in the spool directory."""
+        if self._level == "memory":
+            return
+        for path in courier.left_behind(self._run.run_id, self._run.rank, place=self._place):
+            budget_s = LEFT_S if self._close_by is None else FIRST_CONTACT_S
+            try:
+                done = courier.deliver(path, endpoint=self._endpoint, timeout_s=budget_s, log=self._log)
+            except spool.InUse:
+                continue  # our own, or that of another process with the same run id
+            except spool.SpoolError as error:
+                self._log.warning("ncmon's spool: %s", error)
+                continue
+            if done.left:
+                return  # no daemon, or a slow one; the order matters more than the rest
+            self._log.info("ncmon delivered %d messages that an earlier process left in %s", done.messages, path)
 
-    def _listen(self, talk: session.Session, line: _Line, seconds: float, writable: bool) -> None:
-        heard = line.wait(seconds, writable=writable)
-        now = time.monotonic()
-        if heard.connected:
-            talk.connected(now)
-        if heard.writable:
-            talk.writable()
-        # What came before the connection broke is still worth reading: an acknowledgement is final.
-        for frames in line.receive():
-            talk.received(now, frames)
-        if heard.lost:
-            talk.lost(now, heard.lost)
+    def _tell_safe(self, *, troubled: bool) -> None:
+        if self._level in ("always", "fsync"):
+            with self._safe:
+                self._troubled = troubled
+                self._safe.notify_all()
 
     def _report(self, talk: session.Session) -> None:
         while talk.notices:
@@ -217,121 +276,3 @@ class Sender:
                 if end >= 0:
                     os.close(end)
             self._wake_read = self._wake_write = -1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Heard:
-    """What a wait ended with."""
-
-    connected: bool = False
-    lost: str = ""
-    writable: bool = False
-
-
-class _Line:
-    """The zmq of the client: a context, and one DEALER with its monitor for each session."""
-
-    def __init__(self, endpoint: str, wake_fd: int) -> None:
-        # Imported here because a training process that never sends must not pay for it (architecture: heavy imports
-        # wait), and because the import runs in the sending thread.
-        import zmq
-
-        self._zmq = zmq
-        self._endpoint = endpoint
-        self._wake_fd = wake_fd
-        self._context = zmq.Context(io_threads=1)
-        self._socket: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
-
-    def dial(self) -> str:
-        """Open a new socket; return why that is not possible, or nothing."""
-        zmq = self._zmq
-        self.hang_up()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        # One connection a socket: see `session` for what an automatic reconnection would do.
-        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
-        self._socket.setsockopt(zmq.SNDHWM, 1_000)  # above any credit: how much is in flight is the session's business
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_META_BYTES + 1024)
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-        self._socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
-        self._socket.setsockopt(zmq.HANDSHAKE_IVL, 3_000)
-        self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
-        )
-        self._monitor.linger = 0
-        try:
-            self._socket.connect(self._endpoint)
-        except zmq.ZMQError as error:
-            return str(error)
-        return ""
-
-    def hang_up(self) -> None:
-        """Close the socket with everything in it."""
-        if self._socket is not None:
-            self._socket.disable_monitor()
-            self._socket.close(0)
-            self._socket = None
-        if self._monitor is not None:
-            self._monitor.close(0)
-            self._monitor = None
-
-    def close(self) -> None:
-        """Close everything, at once."""
-        self.hang_up()
-        self._context.term()
-
-    def send(self, frames: list[bytes]) -> bool:
-        """Hand one message to the socket; return False when it takes none now."""
-        assert self._socket is not None
-        try:
-            self._socket.send_multipart(frames, self._zmq.NOBLOCK)
-        except self._zmq.Again:
-            return False
-        return True
-
-    def wait(self, seconds: float, *, writable: bool) -> _Heard:
-        """Wait until something comes in, the outbox has something new, or the time is over."""
-        zmq = self._zmq
-        poller = zmq.Poller()
-        poller.register(self._wake_fd, zmq.POLLIN)
-        if self._socket is not None and self._monitor is not None:
-            poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if writable else 0))
-            poller.register(self._monitor, zmq.POLLIN)
-        # Rounded up, so that a short wait does not become a busy loop.
-        ready = dict(poller.poll(int(seconds * 1000) + (seconds > 0)))
-        if self._wake_fd in ready:
-            with suppress(BlockingIOError):
-                os.read(self._wake_fd, 4096)
-        connected, lost = self._events() if self._monitor in ready else (False, "")
-        return _Heard(
-            connected=connected,
-            lost=lost,
-            writable=self._socket is not None and bool(ready.get(self._socket, 0) & zmq.POLLOUT),
-        )
-
-    def _events(self) -> tuple[bool, str]:
-        from zmq.utils.monitor import recv_monitor_message
-
-        zmq = self._zmq
-        connected, lost = False, ""
-        assert self._monitor is not None
-        while self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            event = recv_monitor_message(self._monitor)["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                connected = True
-            else:
-                lost = "the connection ended" if event == zmq.EVENT_DISCONNECTED else "nobody listens there"
-        return connected, lost
-
-    def receive(self) -> list[list[bytes]]:
-        """Return the messages that are there."""
-        messages: list[list[bytes]] = []
-        while self._socket is not None:
-            try:
-                messages.append(self._socket.recv_multipart(self._zmq.NOBLOCK))
-            except self._zmq.Again:
-                break
-        return messages

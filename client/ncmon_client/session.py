@@ -22,7 +22,7 @@ import enum
 import logging
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -88,13 +88,27 @@ class Session:
     `now` is always a monotonic clock in seconds, given by the caller.
     """
 
-    def __init__(self, *, endpoint: str, run: wire.RunInfo, outbox: Outbox, rng: random.Random, now: float) -> None:
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        run: wire.RunInfo,
+        outbox: Outbox,
+        rng: random.Random,
+        now: float,
+        stream: bytes | None = None,
+        fetch: Callable[[Entry], Packed] | None = None,
+    ) -> None:
+        """`stream` goes on with one that began earlier; `fetch` returns the bytes of an entry that has left memory."""
         self._endpoint = endpoint
         self._run = run
         self._outbox = outbox
         self._rng = rng
+        self._fetch = fetch
+        self.kept = "in memory"
+        """Where windows are kept while no daemon answers, for the log."""
         self.phase = Phase.IDLE
-        self.stream = wire.new_stream()
+        self.stream = stream or wire.new_stream()
         self.reached = False
         """Whether a daemon ever said WELCOME."""
         self.failures = 0
@@ -175,7 +189,7 @@ class Session:
         if self.phase is not Phase.OPEN and not self._warned and now >= self._down_since + WARN_AFTER_S:
             self._warn(
                 f"no daemon answers at {self._endpoint} ({self.last_error or 'not reached yet'}): training goes on and "
-                "windows are kept in memory until one does; `ncmon serve` starts it"
+                f"windows are kept {self.kept} until one does; `ncmon serve` starts it"
             )
 
     @property
@@ -188,7 +202,10 @@ class Session:
         return messages == 0 or (messages < self._credit_messages and nbytes + entry.nbytes <= self._credit_bytes)
 
     def _pack(self, entry: Entry) -> Packed:
-        assert entry.item is not None
+        if entry.item is None:
+            # Read from the file each time it is sent: what is on disk does not have to be in memory as well.
+            assert self._fetch is not None
+            return self._fetch(entry)
         packed = pack(entry.item, self._run)
         self._outbox.pack(entry, packed)
         return packed
@@ -333,11 +350,18 @@ class Session:
             self.notices.append((logging.WARNING, text))
 
     def gave_up(self) -> None:
-        """The process ends now; say what it could not deliver, unless that was said."""
-        held = self._outbox.counts().held
-        if held:
-            why = f" ({self.last_error})" if self.last_error else ""
-            self._warn(f"{held} messages could not be delivered to the daemon at {self._endpoint}{why}")
+        """The process ends now; say what it could not deliver, unless that was said and nothing more is to say."""
+        counts = self._outbox.counts()
+        if not counts.held:
+            return
+        why = f" ({self.last_error})" if self.last_error else ""
+        text = f"{counts.held} messages could not be delivered to the daemon at {self._endpoint}{why}"
+        if counts.spooled:
+            some = "they" if counts.spooled == counts.held else f"{counts.spooled} of them"
+            text += f"; {some} are on disk, the next client of this run or `ncmon spool push` delivers them"
+        if self._warned:
+            self.notices.append((logging.INFO, text))
+        self._warn(text)
 
 
 @dataclass(frozen=True, slots=True)

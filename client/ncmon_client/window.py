@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,10 +17,15 @@ from torch import Tensor
 
 from ncmon_client import wire
 from ncmon_client.accumulate import MAX_SCATTER_FEATURES, ClassMoments, HeadCounts, NearestCounts, Reference
-from ncmon_client.capture import CLASSIFIER_INPUT, Batch, HeadParameters, Layer
+from ncmon_client.capture import Batch
+from ncmon_client.frequent import Frequent
+from ncmon_client.head import HeadParameters
+from ncmon_client.layers import CLASSIFIER_INPUT, Layer
 
 PAYLOAD_BUDGET_BYTES = 8 * 1024 * 1024
 """Above this, class means and unit sums travel in single precision."""
+LOGITS_AT_ONCE = 2**24
+"""Logits whose loss is taken in one go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +47,13 @@ class OpenWindow:
         self.sampled_steps = 0
         self.skipped: Counter[str] = Counter()
         self.began = time.time()
-        self._references = references
+        self.given = references
         self._layers: tuple[Layer, ...] = ()
         self._moments: dict[str, ClassMoments] = {}
         self._nearest: dict[str, NearestCounts] = {}
         self._head: HeadCounts | None = None
         self._n_classes = 0
+        self._frequent: Frequent | None = None
 
     @property
     def empty(self) -> bool:
@@ -60,18 +66,23 @@ class OpenWindow:
         if self._head is None:
             self._begin(batch, layers)
         assert self._head is not None
-        predicted = self._head.update(batch.logits, batch.rows, exact=self.exact)
+        # A vocabulary's logits in parts: a copy of all of them in single precision may be most of the memory left.
+        size = max(1, LOGITS_AT_ONCE // batch.logits.shape[1])
+        parts = zip(torch.split(batch.logits, size), torch.split(batch.rows, size), strict=True)
+        decided = [self._head.update(logits, rows, exact=self.exact) for logits, rows in parts]
+        predicted = batch.places(decided[0] if len(decided) == 1 else torch.cat(decided))
+        rows = batch.places(batch.rows)
         for name, moments in self._moments.items():
-            moments.update(batch.features[name], batch.rows)
+            moments.update(batch.features[name], rows)
         for name, counts in self._nearest.items():
-            counts.update(self._precise(batch.features[name]), batch.rows, predicted, self._references[name])
+            counts.update(self._precise(batch.features[name]), rows, predicted, self.given[name])
 
     def decide_again(self, batch: Batch, references: Mapping[str, Reference]) -> None:
         """Second pass of an exact window: only the nearest-class decisions, by the window's own means."""
-        predicted = batch.logits.argmax(1)
+        predicted, rows = batch.places(batch.logits.argmax(1)), batch.places(batch.rows)
         for name in self._moments:
             counts = self._nearest.setdefault(name, NearestCounts(self._n_classes, batch.logits.device))
-            counts.update(self._precise(batch.features[name]), batch.rows, predicted, references[name])
+            counts.update(self._precise(batch.features[name]), rows, predicted, references[name])
 
     def references(self) -> dict[str, Reference]:
         """Return the class means so far, by layer, on the device."""
@@ -86,11 +97,12 @@ class OpenWindow:
 
     def _begin(self, batch: Batch, layers: tuple[Layer, ...]) -> None:
         self._layers = layers
-        self._n_classes = batch.logits.shape[1]
+        self._frequent = batch.frequent
+        self._n_classes = batch.logits.shape[1] if batch.frequent is None else len(batch.frequent.ids)
         device = batch.logits.device
-        self._head = HeadCounts(self._n_classes, device)
+        self._head = HeadCounts(batch.logits.shape[1], device)
         for layer in layers:
-            reference = self._references.get(layer.name)
+            reference = self.given.get(layer.name)
             self._moments[layer.name] = ClassMoments(
                 self._n_classes, layer.n_features, device, exact=self.exact, reference=reference
             )
@@ -114,7 +126,10 @@ class OpenWindow:
     ) -> ClosedWindow:
         """End the window; nothing is added afterwards."""
         assert self._head is not None
+        if self._frequent is not None:
+            head, objective = HeadParameters(name=head.name), replace(objective, plain_loss=False)
         return ClosedWindow(
+            frequent=self._frequent,
             meta={
                 "run_id": run_id,
                 "rank": rank,
@@ -152,6 +167,7 @@ class ClosedWindow:
     counts: HeadCounts
     head: HeadParameters
     objective: Objective
+    frequent: Frequent | None
 
     @property
     def nbytes(self) -> int:
@@ -178,7 +194,7 @@ class ClosedWindow:
         for place, layer in enumerate(self.layers):
             drained = self.moments[layer.name].drain()
             single = 2 * 8 * drained.class_means.size * len(self.layers) > PAYLOAD_BUDGET_BYTES
-            notes: list[str] = []
+            notes: list[str] = [] if self.frequent is None else [self.frequent.note]
             for name in ("class_counts", "within_sq", "norm_sums", "norm_sq_sums", "zero_counts", "nonfinite_counts"):
                 arrays.append((name, place, getattr(drained, name)))
             for name in ("class_means", "unit_sums"):
@@ -190,6 +206,8 @@ class ClosedWindow:
                 arrays.append(("within_scatter", place, drained.within_scatter))
             elif (span := drained.span()) is not None:
                 arrays += [("span_singular", place, span[0]), ("span_within", place, span[1])]
+            if self.moments[layer.name].thinned:
+                notes.append(f"second moment of one batch in {self.moments[layer.name].thinning}")
             if layer.n_features > MAX_SCATTER_FEATURES:
                 notes.append(f"no second moment above {MAX_SCATTER_FEATURES} features")
             if (decided := self.nearest.get(layer.name)) is not None:
@@ -212,6 +230,17 @@ class ClosedWindow:
             ("loss_nonfinite", self.counts.nonfinite),
         ):
             arrays.append((name, -1, _host(tensor)))
+        own = [("own_logit_sums", _host(self.counts.own_logit)), ("own_loss_sums", _host(self.counts.own_loss))]
+        # Of a part of the classes the mean of all logits is another one: its proof does not hold.
+        if self.frequent is None and all(np.isfinite(values).all() for _, values in own):
+            arrays += [(name, -1, values) for name, values in own]
+        ignored = int(self.counts.ignored)
+        if self.frequent is not None:
+            ids = self.frequent.ids.cpu().numpy()
+            every = int(_host(self.counts.labels).sum() + _host(self.counts.nonfinite).sum())
+            arrays = [(name, place, array[ids] if place == -1 else array) for name, place, array in arrays]
+            kept = sum(int(array.sum()) for name, _, array in arrays if name in ("label_counts", "loss_nonfinite"))
+            ignored += every - kept
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in self.head.tensors.values())
         if finite:
             for name, tensor in self.head.tensors.items():
@@ -235,7 +264,7 @@ class ClosedWindow:
             layers=layers,
             head=head,
             arrays=specs,
-            ignored_labels=int(self.counts.ignored),
+            ignored_labels=ignored,
         )
         return meta, blob
 

@@ -291,6 +291,8 @@ HEAD_ARRAYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "loss_sums": (("f8",), ("C",)),  # sum of plain cross-entropy, natural log, recomputed from the logits
     "correct": (("i8",), ("C",)),
     "loss_nonfinite": (("i8",), ("C",)),  # samples whose loss is infinite or NaN, not part of label_counts
+    "own_logit_sums": (("f8",), ("C",)),  # sum z, the own logit less the mean of all logits, of those in label_counts
+    "own_loss_sums": (("f8",), ("C",)),  # sum log(1 + (C-1) exp(-C/(C-1) z)), of the same samples
 }
 
 _ITEMSIZE = {"f4": 4, "f8": 8, "i8": 8}

@@ -89,6 +89,33 @@ def least_mean_cosine(
     return np.where(best > 0, best, np.nan)
 
 
+def least_along(*, rms_reach: FloatArray, mean_reach: FloatArray, loss: FloatArray, offset: FloatArray) -> FloatArray:
+    """Return a certified lower bound of the mean cosine for f(t) = softplus(offset - t), -1 where nothing is known.
+
+    Arrays that broadcast. Only the usual regime of one atom is tried, which takes no search.
+    """
+    rms_reach, mean_reach, loss, offset = np.broadcast_arrays(rms_reach, mean_reach, loss, offset)
+    best = np.full(loss.shape, -1.0)
+    variants: tuple[tuple[Literal[1, 2], FloatArray], ...] = ((2, rms_reach), (1, mean_reach))
+    with np.errstate(all="ignore"):
+        for power, reach in variants:
+            problem = _Problem(reach=reach, loss=loss, offset=offset, kappa=1.0, power=power)
+            found, proven = _one_atom(problem)
+            usable = proven & np.isfinite(found) & (reach > 0) & (loss > 0)
+            best = np.where(usable, np.maximum(best, np.minimum(found, 1.0)), best)
+    return best
+
+
+def least_tilted_loss(*, theta: FloatArray, omega: FloatArray, offset: float, kappa: float) -> FloatArray:
+    """Return a lower bound (n,) of inf over m >= 0, |x| <= 1 of softplus(offset - kappa m x) + theta m + omega x."""
+    ones = np.ones_like(theta)
+    problem = _Problem(reach=ones, loss=ones, offset=offset * ones, kappa=kappa, power=1)
+    with np.errstate(all="ignore"):
+        good, size = _good_branch(problem, theta / omega, 1.0 / omega)
+        away = -1.0 + problem.at_zero / omega
+        return omega * (np.minimum(good, away) - ROUNDING * (1.0 + size))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Problem:
     """One moment problem an element; f(t) = softplus(offset - kappa t)."""

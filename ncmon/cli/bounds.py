@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ncmon.cli.arguments import RUN_HELP, database_option, examples, format_option, open_store
+from ncmon.cli.completing import complete_layer, complete_run, complete_split
 from ncmon.cli.output import Column, Listing, emit, line_width, lines, number, table, write
 from ncmon.cli.show import read_windows, run_line, window_line
 from ncmon.errors import NotFound
@@ -71,9 +72,14 @@ class Comparison:
         f"\n\n{RUN_HELP}"
     ),
 )
-@click.argument("run")
-@click.option("--layer", metavar="L", help="By default the classifier's input, which most bounds are about.")
-@click.option("--split", metavar="S", help="This split only.")
+@click.argument("run", shell_complete=complete_run)
+@click.option(
+    "--layer",
+    shell_complete=complete_layer,
+    metavar="L",
+    help="By default the classifier's input, which most bounds are about.",
+)
+@click.option("--split", shell_complete=complete_split, metavar="S", help="This split only.")
 @click.option("--epoch", type=int, metavar="E", help="The last window of this epoch.")
 @click.option("--per-class", is_flag=True, help="The bounds of every class, too.")
 @database_option

@@ -99,9 +99,10 @@ class Child:
         self.process.returncode = 0
 
 
-def start_daemon(database: Path, listen: Sequence[str], *, log: Path) -> Child:
+def start_daemon(database: Path, listen: Sequence[str], *, log: Path, more: Sequence[str] = ()) -> Child:
     """Start a daemon and wait until it answers; raises `NcmonError` with its own words when it does not."""
     arguments = ["serve", "--headless", "--db", str(database), *(part for one in listen for part in ("--listen", one))]
+    arguments += more
     child = Child("daemon", "ncmon.cli", arguments, log=log)
     try:
         _wait_until_ready(child, listen[0])
@@ -115,7 +116,7 @@ def answering(endpoint: str, *, timeout_s: float = 0.3) -> int | None:
     """Return the pid of the daemon that answers at an ingest endpoint, None when there is none."""
     path = config.ipc_path(config.view_endpoint(endpoint))
     if path is None or not path.exists():
-        return None
+        return None  # over tcp a key would be needed; a port that is taken is refused by the system
     from ncmon.transport import status
 
     found = status(config.view_endpoint(endpoint), timeout_s=timeout_s)

@@ -18,6 +18,7 @@ from ncmon.cli.arguments import (
     open_store,
     usual_split,
 )
+from ncmon.cli.completing import complete_layer, complete_metric, complete_run, complete_split
 from ncmon.cli.output import Column, Listing, csv_text, emit, number, table, write
 from ncmon.errors import UsageError
 
@@ -47,10 +48,17 @@ _COLUMNS = (
     ),
     help=f"Show one metric or bound of a run over time; `ncmon metrics` lists them.\n\n{RUN_HELP}",
 )
-@click.argument("run")
-@click.option("--metric", required=True, metavar="M", help="Name of a metric or bound.")
-@click.option("--layer", metavar="L", default="classifier-input", show_default=True, help="Name of a layer.")
-@click.option("--split", metavar="S", help="By default train, or what there is instead.")
+@click.argument("run", shell_complete=complete_run)
+@click.option("--metric", required=True, shell_complete=complete_metric, metavar="M", help="Name of a metric or bound.")
+@click.option(
+    "--layer",
+    shell_complete=complete_layer,
+    metavar="L",
+    default="classifier-input",
+    show_default=True,
+    help="Name of a layer.",
+)
+@click.option("--split", shell_complete=complete_split, metavar="S", help="By default train, or what there is instead.")
 @click.option(
     "--class", "class_name", metavar="K", help="Name or number of a class, for metrics that have one value each."
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,12 +19,18 @@ if TYPE_CHECKING:
 
 @click.command(
     "metrics",
-    epilog=examples("ncmon metrics", "ncmon metrics nc1_pinv", "ncmon metrics --format json"),
+    epilog=examples(
+        "ncmon metrics",
+        "ncmon metrics nc1_pinv",
+        "ncmon metrics --format json",
+        "ncmon metrics --datasette runs > metadata.json",
+    ),
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--markdown", is_flag=True, help="As the table of the README.")
+@click.option("--datasette", metavar="DB", help="As metadata for Datasette on DB.db: what tables and columns mean.")
 @format_option
-def command(names: tuple[str, ...], markdown: bool, form: str) -> None:
+def command(names: tuple[str, ...], markdown: bool, datasette: str | None, form: str) -> None:
     """Say what each number means: its formula, its value at perfect collapse, where it comes from.
 
     K is the number of classes that are present, C that of all classes. With NAMEs, only those.
@@ -37,6 +45,13 @@ def command(names: tuple[str, ...], markdown: bool, form: str) -> None:
             if resolve(name) not in known:
                 raise NotFound(f"no metric is named {name!r}{near(name, known)}")
         entries = [known[resolve(name)] for name in dict.fromkeys(names)]
+    if datasette is not None:
+        if names or markdown or form != "table":
+            raise UsageError("--datasette is everything in a format of its own: leave names and formats out")
+        from ncmon.cli.datasette import metadata
+
+        write(json.dumps(metadata(Path(datasette).stem), indent=2) + "\n")
+        return
     if markdown and form != "table":
         raise UsageError("--markdown is a format of its own: leave --format out")
     if markdown:

@@ -13,34 +13,58 @@ import click
 from ncmon import config
 from ncmon.cli import diagnostics
 from ncmon.cli.arguments import database_option, examples
-from ncmon.errors import ListenError
+from ncmon.errors import ListenError, UsageError
 
 
 @click.command(
     "serve",
-    epilog=examples("ncmon serve", "ncmon serve --headless --db runs.db", "ncmon serve --listen ipc:///tmp/me/nc.sock"),
+    epilog=examples("ncmon serve", "ncmon serve --headless --db runs.db", "ncmon serve --listen tcp://10.0.0.5:7070"),
 )
 @database_option
 @click.option(
     "--listen",
     multiple=True,
     metavar="ENDPOINT",
-    help="Where trainings connect, by default $NCMON_ENDPOINT or the user's own socket. May be given several times.",
+    help="Where trainings connect, by default $NCMON_ENDPOINT or the user's own socket. May be given several times; "
+    "tcp://HOST:PORT, for other machines, takes two more ports behind it and needs keys (`ncmon keys`).",
 )
 @click.option("--headless", is_flag=True, help="Log instead of showing the terminal UI, as without a terminal.")
-def command(database: Path | None, listen: tuple[str, ...], headless: bool) -> int:
+@click.option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there (pip install 'ncmon[metrics]').")
+@click.option(
+    "--max-bytes",
+    metavar="SIZE",
+    callback=lambda _context, _option, text: size(text),
+    help="Keep the database below this, like 500M or 20G, by dropping arrays of old windows. Scalars always stay.",
+)
+def command(
+    database: Path | None, listen: tuple[str, ...], headless: bool, metrics: str | None, max_bytes: int | None
+) -> int:
     """Receive windows from trainings, store them and show them.
 
     In a terminal the UI comes up on a daemon in the background; quitting it asks whether the daemon shall go on.
     """
     path = (config.default_database() if database is None else database.expanduser()).absolute()
     endpoints = [config.check_endpoint(endpoint) for endpoint in listen or (config.default_endpoint(),)]
+    if any(map(config.is_tcp, endpoints)) and not any(map(config.ipc_path, endpoints)):
+        # The terminal UI, `ncmon watch` and the trainings of this machine need no key.
+        endpoints.insert(0, config.default_endpoint())
     refuse_second(endpoints)
     if headless or not has_terminal():
         from ncmon.daemon import run_daemon
 
-        return run_daemon(path, endpoints)
-    return _on_terminal(path, endpoints)
+        return run_daemon(path, endpoints, metrics=metrics, max_bytes=max_bytes)
+    more = [*(("--metrics", metrics) if metrics else ()), *(("--max-bytes", str(max_bytes)) if max_bytes else ())]
+    return _on_terminal(path, endpoints, more)
+
+
+def size(text: str | None) -> int | None:
+    """Return bytes for a text like `500M`; `UsageError` for anything else."""
+    if text is None:
+        return None
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in ("K", "M", "G", "T") else (text, "")
+    if not number.isdecimal() or int(number) == 0:
+        raise UsageError(f"--max-bytes: expected a size like 500M or 20G, got {text!r}")
+    return int(number) * 1024 ** " KMGT".index(unit or " ")
 
 
 def has_terminal() -> bool:
@@ -59,11 +83,11 @@ def refuse_second(endpoints: list[str]) -> None:
             raise ListenError(f"a daemon (pid {pid}) serves {endpoint} already: `ncmon watch{target}` shows it")
 
 
-def _on_terminal(database: Path, endpoints: list[str]) -> int:
+def _on_terminal(database: Path, endpoints: list[str], more: list[str]) -> int:
     from ncmon.cli.children import start_daemon
     from ncmon.tui.app import run_ui
 
-    daemon = start_daemon(database, endpoints, log=config.log_path(database))
+    daemon = start_daemon(database, endpoints, log=config.log_path(database), more=more)
     # Should the screen fail, the daemon lives on: trainings do not depend on screens.
     code = run_ui(endpoints[0])
     if not daemon.running:

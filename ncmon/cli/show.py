@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ncmon.cli.arguments import RUN_HELP, check_split, database_option, examples, format_option, open_store
+from ncmon.cli.completing import complete_layer, complete_run, complete_split
 from ncmon.cli.output import Column, Listing, clean, emit, lines, moment, number, table, write
 from ncmon.errors import NotFound
 
@@ -40,9 +41,9 @@ PROFILE = (
         f" enter the classifier, or of the layer that is named.\n\n{RUN_HELP}"
     ),
 )
-@click.argument("run")
-@click.option("--layer", metavar="L", help="This layer only.")
-@click.option("--split", metavar="S", help="This split only.")
+@click.argument("run", shell_complete=complete_run)
+@click.option("--layer", shell_complete=complete_layer, metavar="L", help="This layer only.")
+@click.option("--split", shell_complete=complete_split, metavar="S", help="This split only.")
 @click.option("--epoch", type=int, metavar="E", help="The last window of this epoch.")
 @database_option
 @format_option
@@ -81,10 +82,12 @@ def read_windows(
 
 
 def run_line(run: Run) -> str:
-    """Return the line above everything about a run."""
+    """Return what stands above everything about a run: one line, its tags and its note."""
     names = f"{run.name} ({run.run_id})"
     ended = f", ended {moment(run.ended)}" if run.ended is not None else ""
-    return lines([clean(f"{names}  {run.status}, began {moment(run.started)}{ended}, {run.n_classes} classes")])
+    head = [clean(f"{names}  {run.status}, began {moment(run.started)}{ended}, {run.n_classes} classes")]
+    tags = [clean("tags: " + ", ".join(run.tags))] if run.tags else []
+    return lines([*head, *tags, *(clean(f"note: {line}") for line in run.note.splitlines())])
 
 
 def window_line(window: WindowReadings) -> str:

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 @click.command(
     "watch",
-    epilog=examples("ncmon watch", "ncmon watch runs.db", "ncmon watch --once", "ncmon watch runs.db --format json"),
+    epilog=examples(
+        "ncmon watch",
+        "ncmon watch runs.db",
+        "ncmon watch tcp://10.0.0.5:7070",
+        "ncmon watch --once",
+        "ncmon watch runs.db --format json",
+    ),
 )
 @click.argument("target", required=False)
 @click.option("--once", is_flag=True, help="Print what there is now and end, as without a terminal.")
@@ -26,7 +32,10 @@ if TYPE_CHECKING:
 )
 @click.option("--ascii", "ascii_only", is_flag=True, help="Draw with letters only.")
 def command(target: str | None, once: bool, form: str | None, theme: str | None, ascii_only: bool) -> int:
-    """Show runs in the terminal: of the daemon of this user, of an endpoint (ipc://...), or of a database file."""
+    """Show runs in the terminal: of the daemon of this user, of an endpoint, or of a database file.
+
+    An endpoint is ipc://... on this machine, or tcp://HOST:PORT on another, with a key that may view (`ncmon keys`).
+    """
     if not once and form is None and has_terminal():
         from ncmon.tui.app import run_ui
 

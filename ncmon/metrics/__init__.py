@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from ncmon.errors import NotFound
-from ncmon.metrics import cosine, depth, loss, nc1, nc2, nc3, nc4, scale
+from ncmon.metrics import cosine, depth, equilibrium, gap, loss, nc1, nc2, nc3, nc4, scale
 from ncmon.metrics.spec import Bound, Metric
 from ncmon.metrics.view import View
 
@@ -16,6 +16,8 @@ METRICS: tuple[Metric, ...] = (
     *nc3.METRICS,
     *nc4.METRICS,
     *loss.METRICS,
+    *gap.METRICS,
+    *equilibrium.METRICS,
     *scale.METRICS,
     *depth.METRICS,
 )

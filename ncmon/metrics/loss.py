@@ -41,6 +41,13 @@ def objective(view: View) -> float:
     alpha stands for |gamma| (Proposition 2.2.1). The coefficients are those of an L2 penalty, as SGD's weight decay is;
     decoupled decay (AdamW) minimises no such sum.
     """
+    weight, gamma = penalties(view)
+    rows = weight * view.n_classes * view.weight_rms**2
+    return _mean_loss(view) + 0.5 * (rows + gamma * view.feature_rms**2)
+
+
+def penalties(view: View) -> tuple[float, float]:
+    """Return lambda_W and lambda_gamma, or say why (2.1) is not this run's objective."""
     head = view.head
     if head.decoupled_decay:
         raise Unavailable("not applicable: decoupled weight decay has no objective")
@@ -50,8 +57,7 @@ def objective(view: View) -> float:
         raise Unavailable("not applicable: the trained loss is not plain cross-entropy")
     if head.weight_decay is None or head.weight_decay_gamma is None:
         raise Unavailable("the weight decays are not known")
-    rows = head.weight_decay * view.n_classes * view.weight_rms**2
-    return _mean_loss(view) + 0.5 * (rows + head.weight_decay_gamma * view.feature_rms**2)
+    return head.weight_decay, head.weight_decay_gamma
 
 
 @class_array

@@ -47,6 +47,30 @@ def nc3_cos_mean(view: View) -> float:
     return float(_complete(view).mean())
 
 
+def _raw_alignment(view: View) -> FloatArray:
+    """Return cos(w_c, mu_c) of the present classes (K,)."""
+    view.need_classes()
+    values = geometry.row_cosines(view.feature_weight[view.present], view.means)
+    undefined = view.present[np.isnan(values)]
+    if undefined.size:
+        raise Unavailable(f"class {undefined[0]} has a zero mean, or the classifier's row is zero")
+    return values
+
+
+@reading
+def nc3_raw_cos_min(view: View) -> tuple[float, tuple[int, ...]]:
+    """Return min_c cos(w_c, mu_c) and its class."""
+    values = view.shared(_raw_alignment)
+    lowest = int(np.argmin(values))
+    return float(values[lowest]), (int(view.present[lowest]),)
+
+
+@reading
+def nc3_raw_cos_mean(view: View) -> float:
+    """Return mean_c cos(w_c, mu_c)."""
+    return float(view.shared(_raw_alignment).mean())
+
+
 @class_array
 def nc3_cos_class(view: View) -> FloatArray:
     """Return cos(w_c - wbar, mu_c) of every class (K,)."""
@@ -119,6 +143,36 @@ METRICS = (
         compute=nc3_cos_mean,
     ),
     Metric(
+        name="nc3_raw_cos_min",
+        title="least alignment of row and mean, rows not centred",
+        family="nc3",
+        unit="",
+        at_collapse="1",
+        better="higher",
+        scope="classifier",
+        source="thesis, Theorem 2.3.1, as it is worded there",
+        definition="min over present classes of cos(w_c, mu_c)",
+        needs=_NEEDS,
+        invariant_to=("rotation", "scaling", "permutation"),
+        target=lambda k: 1.0,
+        compute=nc3_raw_cos_min,
+    ),
+    Metric(
+        name="nc3_raw_cos_mean",
+        title="mean alignment of row and mean, rows not centred",
+        family="nc3",
+        unit="",
+        at_collapse="1",
+        better="higher",
+        scope="classifier",
+        source="thesis, Theorem 2.3.1, as it is worded there",
+        definition="mean over present classes of cos(w_c, mu_c)",
+        needs=_NEEDS,
+        invariant_to=("rotation", "scaling", "permutation"),
+        target=lambda k: 1.0,
+        compute=nc3_raw_cos_mean,
+    ),
+    Metric(
         name="nc3_cos_class",
         title="alignment of row and mean",
         family="nc3",
@@ -161,6 +215,7 @@ METRICS = (
         needs=_NEEDS,
         invariant_to=("rotation", "scaling", "permutation", "translation"),
         target=lambda k: 0.0,
+        aliases=("nc3_dual",),
         compute=nc3_dual_err,
     ),
     Metric(

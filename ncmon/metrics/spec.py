@@ -22,7 +22,7 @@ Scope = Literal["layer", "classifier", "window", "class", "pair"]
 Better = Literal["lower", "higher", "neither"]
 Symmetry = Literal["rotation", "scaling", "permutation", "translation"]
 
-HEAD_STATISTICS = frozenset({"weight", "bias", "bn_gamma", "label_counts", "loss_sums", "correct"})
+HEAD_STATISTICS = frozenset({"weight", "bias", "bn_gamma", "label_counts", "loss_sums", "correct", "own_logit_sums"})
 """Statistics that belong to the classifier, not to a layer."""
 
 
@@ -76,6 +76,9 @@ class Bound:
     side: Literal["lower", "upper"]
     scope: Scope
     assumptions: tuple[str, ...]
+    """In words, for readers."""
+    requires: tuple[str, ...] = ()
+    """Names of facts in the window's panel (`ncmon.bounds.assumptions`) without which it is no guarantee."""
     source: str
     definition: str
     version: int = 1

@@ -58,10 +58,7 @@ class Reader:
 
 def connect_reader(path: Path) -> sqlite3.Connection:
     """Open the database read-only; raises `StoreError` for a file that is missing, foreign, newer or damaged."""
-    if path.is_dir():
-        raise StoreError(f"{path} is a directory, expected a database file")
-    if not path.exists():
-        raise StoreError(f"{path}: no such database; `ncmon serve` makes it, `ncmon demo` makes one to look at")
+    check_file(path)
     address = path.absolute().as_uri()
     try:
         return _read(address + "?mode=ro", path)
@@ -77,6 +74,14 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         return _read(address + "?immutable=1", path)
     except sqlite3.Error as error:
         raise StoreError(f"{path}: {describe(error)}") from error
+
+
+def check_file(path: Path) -> None:
+    """Raise `StoreError` where there is no file."""
+    if path.is_dir():
+        raise StoreError(f"{path} is a directory, expected a database file")
+    if not path.exists():
+        raise StoreError(f"{path}: no such database; `ncmon serve` makes it, `ncmon demo` makes one to look at")
 
 
 def describe(error: sqlite3.Error) -> str:

@@ -69,6 +69,12 @@ def connect_writer(
     return connection
 
 
+def library() -> tuple[str, bool]:
+    """Return the version of SQLite, and whether it is free of the bug by which a write-ahead log is reset too early."""
+    version = sqlite3.sqlite_version_info
+    return sqlite3.sqlite_version, version >= (3, 51, 3) or version in ((3, 50, 7), (3, 44, 6))
+
+
 def migrate(
     connection: sqlite3.Connection, *, migrations: Sequence[schema.Migration] = schema.MIGRATIONS, version: str
 ) -> None:

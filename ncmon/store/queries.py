@@ -9,9 +9,10 @@ A `Store` may move between threads and must not be used by two at once.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from ncmon.bounds import BOUNDS
 from ncmon.errors import NotFound, StoreError, UsageError, near
-from ncmon.metrics import resolve
-from ncmon.model import CLASSIFIER_INPUT
+from ncmon.metrics import METRICS, resolve
+from ncmon.model import CLASSIFIER_INPUT, Run
 from ncmon.store import schema
 from ncmon.store.connection import Reader, connect_reader, describe
 from ncmon.store.results import Rows, RunSummary, StoredGap, StoredRejection
@@ -61,9 +63,22 @@ class Store:
     ) -> None:
         self.close()
 
+    def __iter__(self) -> Iterator[StoredRun]:
+        """Go through the runs, newest first."""
+        return iter(self.runs())
+
     def revision(self) -> int:
         """Return a number that every change of the store increments."""
         return int(self._reader.execute("SELECT revision FROM meta")[0][0])
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics and bounds that can be asked for of one number a window: the registry's, then the file's own."""
+        stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        aliases = (alias for metric in METRICS for alias in metric.aliases)
+        return tuple(
+            dict.fromkeys([*(entry.name for entry in schema.reading_entries((*METRICS, *BOUNDS))), *stored, *aliases])
+        )
 
     def runs(self, limit: int | None = None) -> tuple[StoredRun, ...]:
         """Return the runs, newest first."""
@@ -97,15 +112,23 @@ class Store:
         raise NotFound(f"no run is named {ref!r}{near(ref, known) or '; `ncmon runs` lists all'}")
 
     def summary(
-        self, metrics: Sequence[str] = OVERVIEW, *, trend: str = "nc1_pinv", limit: int | None = None
+        self,
+        metrics: Sequence[str] = OVERVIEW,
+        *,
+        trend: str = "nc1_pinv",
+        limit: int | None = None,
+        where: Callable[[Run], bool] | None = None,
     ) -> tuple[RunSummary, ...]:
-        """Return one line a run, newest first: its last window and the trend of one metric, in two reads."""
+        """Return one line a run, newest first: its last window and the trend of one metric, in three reads.
+
+        `where` picks runs before their windows are read; `limit` counts what it left.
+        """
         stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
         names = {asked: resolve(asked) for asked in (*metrics, trend)}
         unknown = [asked for asked, name in names.items() if name not in stored]
         selected = ", ".join("NULL" if asked in unknown else f'd."{name}"' for asked, name in names.items())
-        newest = "SELECT run_key FROM run ORDER BY started DESC, run_key DESC LIMIT :limit"
-        options = {"limit": -1 if limit is None else limit, "layer": CLASSIFIER_INPUT, "points": TREND_POINTS}
+        everyone = f"SELECT {RUN_COLUMNS} FROM run ORDER BY started DESC, run_key DESC"  # noqa: S608 fixed columns
+        newest = "SELECT value AS run_key FROM json_each(:keys)"
         # The last windows are found by index, run by run: a store of years costs no more than one of a day.
         windows = f"""WITH chosen AS (
   SELECT n.run_key, coalesce((SELECT 'train' FROM window WHERE run_key = n.run_key AND split = 'train' LIMIT 1),
@@ -116,15 +139,19 @@ FROM chosen c JOIN window w ON w.window_key IN (SELECT x.window_key FROM window 
   LEFT JOIN layer l ON l.run_key = c.run_key AND l.name = :layer
   LEFT JOIN reading d ON d.layer_key = l.layer_key AND d.window_key = w.window_key
 ORDER BY c.run_key, w.step, w.exact"""  # noqa: S608 names are columns
-        heads = f"""SELECT {RUN_COLUMNS}, (SELECT count(*) FROM window w WHERE w.run_key = run.run_key),
-  (SELECT count(*) FROM layer l WHERE l.run_key = run.run_key)
-FROM run WHERE run_key IN ({newest}) ORDER BY started DESC, run_key DESC"""  # noqa: S608 fixed columns
+        heads = f"""SELECT n.run_key, (SELECT count(*) FROM window w WHERE w.run_key = n.run_key),
+  (SELECT count(*) FROM layer l WHERE l.run_key = n.run_key) FROM ({newest}) n"""  # noqa: S608 fixed columns
         with self._reader.snapshot():
+            found = [(row[0], run_of(row)) for row in self._reader.execute(everyone)]
+            runs = dict([pair for pair in found if where is None or where(pair[1])][:limit])
+            options = {"keys": json.dumps(list(runs)), "layer": CLASSIFIER_INPUT, "points": TREND_POINTS}
             points: dict[int, list[tuple[Any, ...]]] = {}
             for row in self._reader.execute(windows, options):
                 points.setdefault(row[0], []).append(row[1:])
-            rows = self._reader.execute(heads, options)
-        return tuple(_summary(row, points.get(row[0], []), list(names), metrics, trend) for row in rows)
+            counts = {row[0]: row[1:] for row in self._reader.execute(heads, options)}
+        return tuple(
+            _summary(run, counts[key], points.get(key, []), list(names), metrics, trend) for key, run in runs.items()
+        )
 
     def gaps(self, run: StoredRun | str) -> tuple[StoredGap, ...]:
         """Return the windows of a run that were announced and never came."""
@@ -184,16 +211,23 @@ FROM run WHERE run_key IN ({newest}) ORDER BY started DESC, run_key DESC"""  # n
 
 
 def _summary(
-    row: tuple[Any, ...], points: Sequence[tuple[Any, ...]], names: list[str], metrics: Sequence[str], trend: str
+    run: Run,
+    counts: tuple[int, int],
+    points: Sequence[tuple[Any, ...]],
+    names: list[str],
+    metrics: Sequence[str],
+    trend: str,
 ) -> RunSummary:
-    """Return one line from a row of the run and its last windows: split, epoch, step, time, exact, then `names`."""
+    """Return one line from a run, its windows and layers counted, and its last windows: split, epoch, step, time,
+    exact, then `names`.
+    """
     split, epoch, step, at, exact = points[-1][:5] if points else ("", None, None, None, 0)
     last = np.array(points[-1][5:] if points else [None] * len(names), dtype=np.float64)
     line = np.array([point[5 + names.index(trend)] for point in points], dtype=np.float64)
     return RunSummary(
-        run=run_of(row),
-        n_windows=row[-2],
-        n_layers=row[-1],
+        run=run,
+        n_windows=counts[0],
+        n_layers=counts[1],
         split=split,
         epoch=epoch,
         step=step,

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ncmon.errors import NotInstalled
 from ncmon.model import FloatArray, Gap, IntArray, LayerReadings, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BoolArray = NDArray[np.bool_]
 
@@ -32,6 +37,25 @@ class Columns:
     def __len__(self) -> int:
         return len(self.step)
 
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the columns as a table of pandas; raises `NotInstalled` where there is none."""
+        names = ("step", "epoch", "time", "exact", "value", "reason")
+        return _pandas().DataFrame({name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowColumns:
+    """Where the windows of one split stand in a run, ascending in step: four columns (n,)."""
+
+    step: IntArray
+    epoch: IntArray
+    """-1 where the loop named none."""
+    time: FloatArray
+    exact: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.step)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClassColumns:
@@ -42,10 +66,18 @@ class ClassColumns:
     time: FloatArray
     exact: BoolArray
     values: FloatArray
-    """(n, C) NaN where a class has no value."""
+    """(n, C) NaN where a class has no value; of pairs of classes (n, C, C)."""
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row a window and class, or pair of classes, that has a value."""
+        place, *numbers = np.nonzero(~np.isnan(self.values))
+        columns = {name: getattr(self, name)[place] for name in ("step", "epoch", "time", "exact")}
+        names = ("class",) if len(numbers) == 1 else ("class", "other")
+        columns |= dict(zip(names, numbers, strict=True))
+        return _pandas().DataFrame(columns | {"value": self.values[(place, *numbers)]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,3 +159,15 @@ class Rows:
     rows: tuple[tuple[object, ...], ...]
     truncated: bool
     """Whether there were more rows than asked for."""
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rows as a table of pandas."""
+        return _pandas().DataFrame.from_records(list(self.rows), columns=list(self.columns))
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError:
+        raise NotInstalled("to_pandas()", "pandas", "pandas") from None
+    return pandas

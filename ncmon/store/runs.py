@@ -20,7 +20,7 @@ from ncmon.metrics.spec import Bound, Metric
 from ncmon.model import CLASSIFIER_INPUT, FloatArray, Gap, LayerKey, LayerReadings, Reading, Run
 from ncmon.store import arrays, schema
 from ncmon.store.connection import Reader
-from ncmon.store.results import ClassColumns, Columns, StoredGap, WindowReadings
+from ncmon.store.results import ClassColumns, Columns, StoredGap, WindowColumns, WindowReadings
 
 NOT_STORED = "not stored: the ncmon that wrote this database did not have it"
 
@@ -30,7 +30,7 @@ _ALIASES = {alias: metric.name for metric in METRICS for alias in metric.aliases
 
 RUN_COLUMNS = (
     "run_key, run_id, name, status, started, ended, host, pid, world_size, n_classes, class_names, config, tags,"
-    " client, last_seen"
+    " client, last_seen, note"
 )
 
 
@@ -80,6 +80,25 @@ class StoredRun:
             "SELECT count(*) FROM window WHERE run_key = ? AND (? IS NULL OR split = ?)", (self._key, split, split)
         )
         return int(rows[0][0])
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics and bounds of one number a window that this database has, in the registry's order."""
+        stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        return tuple(sorted(stored, key=lambda name: _ORDER.get(name, len(_ORDER))))
+
+    def window_columns(self, split: str = "train") -> WindowColumns:
+        """Return where the windows of a split stand in the run, ascending in step."""
+        rows = self._reader.execute(
+            "SELECT step, epoch, time, exact FROM window WHERE run_key = ? AND split = ? ORDER BY step, exact",
+            (self._key, split),
+        )
+        return WindowColumns(
+            step=np.array([row[0] for row in rows], dtype=np.int64),
+            epoch=np.array([row[1] for row in rows], dtype=np.int64),
+            time=np.array([row[2] for row in rows], dtype=np.float64),
+            exact=np.array([row[3] for row in rows], dtype=bool),
+        )
 
     def gaps(self) -> tuple[StoredGap, ...]:
         """Return the windows that were announced and never came, in the order of the daemon learning of them."""
@@ -229,6 +248,28 @@ ORDER BY w.step DESC, w.exact DESC LIMIT 1""",
             )
         return arrays.unpack(rows[0][0])
 
+    def matrices(self, name: str, *, layer: str = CLASSIFIER_INPUT, split: str = "train") -> ClassColumns:
+        """Return one pair array of every window that keeps it: `values` is (n, C, C), NaN where a class is new."""
+        name = self._entry(name, (), ("pair",))
+        rows = self._reader.execute(
+            """SELECT w.step, w.epoch, w.time, w.exact, a.value
+FROM window w JOIN array a ON a.window_key = w.window_key
+WHERE w.run_key = ? AND w.split = ? AND a.layer_key = ? AND a.name = ? ORDER BY w.step, w.exact""",
+            (self._key, split, self._layer_key(layer), name),
+        )
+        found = [arrays.unpack(row[4]) for row in rows]
+        width = max((len(array) for array in found), default=self.run.n_classes)
+        values = np.full((len(found), width, width), np.nan)
+        for number, array in enumerate(found):
+            values[number, : len(array), : len(array)] = array
+        return ClassColumns(
+            step=np.array([row[0] for row in rows], dtype=np.int64),
+            epoch=np.array([row[1] for row in rows], dtype=np.int64),
+            time=np.array([row[2] for row in rows], dtype=np.float64),
+            exact=np.array([row[3] for row in rows], dtype=bool),
+            values=values,
+        )
+
     def _last_windows(self, epoch: int | None, step: int | None, split: str | None) -> list[dict[str, Any]]:
         return self._reader.named(
             """SELECT window_key, split, exact, epoch, max(step) AS step, time, duration_s, steps, sampled_steps,
@@ -343,6 +384,7 @@ def run_of(row: Sequence[Any]) -> Run:
         tags=tuple(json.loads(row[12])),
         client=row[13],
         last_seen=row[14],
+        note=row[15],
     )
 
 

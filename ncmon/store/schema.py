@@ -51,7 +51,17 @@ def create_tables(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(name="create_tables", apply=create_tables),)
+def add_edits(connection: sqlite3.Connection) -> None:
+    """Make room for what the user says of a run: a note, and that name or tags are the user's, not the trainer's."""
+    connection.execute("ALTER TABLE run ADD COLUMN note TEXT NOT NULL DEFAULT ''")
+    connection.execute("ALTER TABLE run ADD COLUMN name_given INTEGER NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE run ADD COLUMN tags_given INTEGER NOT NULL DEFAULT 0")
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(name="create_tables", apply=create_tables),
+    Migration(name="add_edits", apply=add_edits),
+)
 """In order; the schema's number is how many have been applied."""
 
 SCHEMA = len(MIGRATIONS)
@@ -124,8 +134,9 @@ FROM run r JOIN layer l ON l.run_key = r.run_key JOIN {table} d ON d.layer_key =
 WHERE {where}"""  # noqa: S608 names are checked
 
 
-RUNS_VIEW = "SELECT run_id, name, status, started, ended, host, world_size, n_classes, config FROM run"
+RUNS_VIEW = "SELECT run_id, name, status, started, ended, host, world_size, n_classes, config, tags, note FROM run"
 
+# Foreign keys name the column they refer to: SQLite would do without, Datasette does not.
 _FIRST = (
     """CREATE TABLE migration (number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied REAL NOT NULL,
   ncmon TEXT NOT NULL) STRICT""",
@@ -140,13 +151,15 @@ _FIRST = (
   class_names TEXT NOT NULL, config TEXT NOT NULL, tags TEXT NOT NULL, client TEXT NOT NULL, last_seen REAL) STRICT""",
     """CREATE TABLE stream (stream_key INTEGER PRIMARY KEY, stream BLOB NOT NULL UNIQUE, next INTEGER NOT NULL,
   run_id TEXT) STRICT""",
-    """CREATE TABLE origin (stream_key INTEGER NOT NULL REFERENCES stream, seq INTEGER NOT NULL,
+    """CREATE TABLE origin (stream_key INTEGER NOT NULL REFERENCES stream (stream_key), seq INTEGER NOT NULL,
   PRIMARY KEY (stream_key, seq)) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE layer (layer_key INTEGER PRIMARY KEY, run_key INTEGER NOT NULL REFERENCES run ON DELETE CASCADE,
+    """CREATE TABLE layer (layer_key INTEGER PRIMARY KEY,
+  run_key INTEGER NOT NULL REFERENCES run (run_key) ON DELETE CASCADE,
   name TEXT NOT NULL, idx INTEGER NOT NULL, module TEXT NOT NULL, reduction TEXT NOT NULL, note TEXT NOT NULL,
   n_features INTEGER NOT NULL, UNIQUE (run_key, name)) STRICT""",
     # `arrays`: 0 none, 1 while among the last windows, 2 kept for good.
-    """CREATE TABLE window (window_key INTEGER PRIMARY KEY, run_key INTEGER NOT NULL REFERENCES run ON DELETE CASCADE,
+    """CREATE TABLE window (window_key INTEGER PRIMARY KEY,
+  run_key INTEGER NOT NULL REFERENCES run (run_key) ON DELETE CASCADE,
   split TEXT NOT NULL, step INTEGER NOT NULL, exact INTEGER NOT NULL, epoch INTEGER NOT NULL, time REAL NOT NULL,
   duration_s REAL NOT NULL, steps INTEGER NOT NULL, sampled_steps INTEGER NOT NULL, partial INTEGER NOT NULL,
   ranks TEXT NOT NULL, world_size INTEGER NOT NULL, n_classes INTEGER NOT NULL, ncc_source TEXT NOT NULL,
@@ -154,21 +167,23 @@ _FIRST = (
   arrays INTEGER NOT NULL DEFAULT 0, UNIQUE (run_key, split, step, exact)) STRICT""",
     "CREATE INDEX window_by_run ON window (run_key)",
     "CREATE INDEX window_with_arrays ON window (run_key, split, exact, step) WHERE arrays = 1",
-    """CREATE TABLE reading (layer_key INTEGER NOT NULL REFERENCES layer ON DELETE CASCADE,
-  window_key INTEGER NOT NULL REFERENCES window ON DELETE CASCADE, samples REAL, classes_present REAL, rank_used REAL,
+    """CREATE TABLE reading (layer_key INTEGER NOT NULL REFERENCES layer (layer_key) ON DELETE CASCADE,
+  window_key INTEGER NOT NULL REFERENCES window (window_key) ON DELETE CASCADE,
+  samples REAL, classes_present REAL, rank_used REAL,
   resolution_floor REAL, zero_norm REAL, nonfinite REAL, attained TEXT,
   PRIMARY KEY (layer_key, window_key)) STRICT, WITHOUT ROWID""",
     "CREATE INDEX reading_by_window ON reading (window_key)",
-    """CREATE TABLE reason (layer_key INTEGER NOT NULL REFERENCES layer ON DELETE CASCADE,
-  window_key INTEGER NOT NULL REFERENCES window ON DELETE CASCADE, name TEXT NOT NULL, text TEXT NOT NULL,
+    """CREATE TABLE reason (layer_key INTEGER NOT NULL REFERENCES layer (layer_key) ON DELETE CASCADE,
+  window_key INTEGER NOT NULL REFERENCES window (window_key) ON DELETE CASCADE, name TEXT NOT NULL, text TEXT NOT NULL,
   PRIMARY KEY (layer_key, window_key, name)) STRICT, WITHOUT ROWID""",
     "CREATE INDEX reason_by_window ON reason (window_key)",
-    """CREATE TABLE class_label (run_key INTEGER NOT NULL REFERENCES run ON DELETE CASCADE, class INTEGER NOT NULL,
+    """CREATE TABLE class_label (run_key INTEGER NOT NULL REFERENCES run (run_key) ON DELETE CASCADE,
+  class INTEGER NOT NULL,
   name TEXT NOT NULL, PRIMARY KEY (run_key, class)) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE class_reading (window_key INTEGER NOT NULL REFERENCES window ON DELETE CASCADE,
+    """CREATE TABLE class_reading (window_key INTEGER NOT NULL REFERENCES window (window_key) ON DELETE CASCADE,
   class INTEGER NOT NULL, PRIMARY KEY (window_key, class)) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE array (window_key INTEGER NOT NULL REFERENCES window ON DELETE CASCADE,
-  layer_key INTEGER NOT NULL REFERENCES layer ON DELETE CASCADE, name TEXT NOT NULL, value BLOB NOT NULL,
+    """CREATE TABLE array (window_key INTEGER NOT NULL REFERENCES window (window_key) ON DELETE CASCADE,
+  layer_key INTEGER NOT NULL REFERENCES layer (layer_key) ON DELETE CASCADE, name TEXT NOT NULL, value BLOB NOT NULL,
   PRIMARY KEY (window_key, layer_key, name)) STRICT""",
     """CREATE TABLE gap (gap_key INTEGER PRIMARY KEY, run_id TEXT NOT NULL, split TEXT NOT NULL, epoch INTEGER NOT NULL,
   step INTEGER NOT NULL, time REAL NOT NULL, reason TEXT NOT NULL, received REAL NOT NULL) STRICT""",

@@ -47,6 +47,7 @@ KEPT_EPOCHS = 10
 """The last window of every epoch divisible by this keeps its arrays for good."""
 MAX_HIDDEN_ARRAY_BYTES = 1024 * 1024
 """Larger arrays are kept for the classifier's input only: (C, C) of every layer is 8 MB each at a thousand classes."""
+TRIM_SLICE = 256
 MAX_REJECTED = 10_000
 """The newest are kept: a broken client must not fill the disk."""
 
@@ -69,6 +70,7 @@ class Writer:
         self._class_names = [entry.name for entry in schema.class_entries(REGISTRY)]
         self._insert_reading = _insert("reading", (*schema.READING_FIXED, *self._reading_names))
         self._insert_class = _insert("class_reading", (*schema.CLASS_FIXED, *self._class_names))
+        self._data_version = -1
         self._runs: dict[str, int] = {}
         self._layers: dict[tuple[int, str], tuple[int, tuple[object, ...]]] = {}
 
@@ -100,7 +102,10 @@ class Writer:
         return int(self._connection.execute("SELECT revision FROM meta").fetchone()[0])
 
     def put_run(self, run: Run, stream: bytes, *, now: float) -> None:
-        """Store what a HELLO says of a run. A new stream of a run that had ended resumes it: it is live again."""
+        """Store what a HELLO says of a run. A new stream of a run that had ended resumes it: it is live again.
+
+        A name or tags that the user has given since stay the user's.
+        """
         with self._transaction():
             known = self.stream_next(stream) is not None
             self._connection.execute(
@@ -108,9 +113,10 @@ class Writer:
                      config, tags, client, last_seen)
                    VALUES (:run_id, :name, 'live', :started, :host, :pid, :world_size, :n_classes, :class_names,
                      :config, :tags, :client, :now)
-                   ON CONFLICT (run_id) DO UPDATE SET name = :name, started = min(started, :started), host = :host,
-                     pid = :pid, world_size = :world_size, n_classes = :n_classes, class_names = :class_names,
-                     config = :config, tags = :tags, client = :client, last_seen = :now,
+                   ON CONFLICT (run_id) DO UPDATE SET name = CASE WHEN name_given THEN name ELSE :name END,
+                     started = min(started, :started), host = :host, pid = :pid,
+                     world_size = :world_size, n_classes = :n_classes, class_names = :class_names, config = :config,
+                     tags = CASE WHEN tags_given THEN tags ELSE :tags END, client = :client, last_seen = :now,
                      status = CASE WHEN :known THEN status ELSE 'live' END,
                      ended = CASE WHEN :known THEN ended END, end_text = CASE WHEN :known THEN end_text END""",
                 {
@@ -167,10 +173,42 @@ class Writer:
             if changed:
                 self._connection.execute("UPDATE meta SET revision = revision + 1")
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file that are in use."""
+        pages, free, size = (
+            int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * size
+
+    def trim(self, max_bytes: int) -> int:
+        """Drop arrays, the oldest windows first, until the file needs at most `max_bytes`; return of how many windows.
+
+        Scalars stay whatever the limit is. A slice at a time, so that trainings are not kept waiting.
+        """
+        dropped = 0
+        if self.nbytes > max_bytes:
+            with self._transaction():
+                old = self._connection.execute(
+                    "SELECT window_key FROM window WHERE arrays > 0 ORDER BY window_key LIMIT ?", (TRIM_SLICE,)
+                ).fetchall()
+                for (window_key,) in old:
+                    if self.nbytes <= max_bytes:
+                        break
+                    self._connection.execute("DELETE FROM array WHERE window_key = ?", (window_key,))
+                    self._connection.execute("UPDATE window SET arrays = 0 WHERE window_key = ?", (window_key,))
+                    dropped += 1
+        if dropped:
+            # Given back to the file system, not only to the file.
+            self._connection.execute("PRAGMA incremental_vacuum(4096)").fetchall()
+        return dropped
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
+            self._forget_if_edited()
             yield
             self._connection.execute("COMMIT")
         except BaseException as error:
@@ -187,6 +225,14 @@ class Writer:
             if isinstance(error, sqlite3.Error):
                 raise StoreError(f"{self.path}: {describe(error)}") from error
             raise
+
+    def _forget_if_edited(self) -> None:
+        """Look keys up anew once another connection has written: it may have deleted their run."""
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        if version != self._data_version:
+            self._data_version = version
+            self._runs.clear()
+            self._layers.clear()
 
     def _take_origins(self, origins: Sequence[StreamSeq]) -> bool:
         """Record the messages that are new and move their streams on; False when all of them are stored already."""

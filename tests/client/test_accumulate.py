@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ncmon_client.accumulate import ClassMoments, HeadCounts, NearestCounts, Reference, nearest
+from ncmon_client.accumulate import (
+    ClassMoments,
+    HeadCounts,
+    NearestCounts,
+    Reference,
+    add_by_class,
+    kernel_for,
+    nearest,
+)
 from tests.client.hooking import two_pass
 
 CPU = torch.device("cpu")
@@ -191,3 +201,87 @@ def test_a_loss_that_is_not_finite_is_counted_apart() -> None:
     assert counts.labels[0] == 1
     assert counts.nonfinite[0] == 2
     assert torch.isfinite(counts.loss[:2]).all()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_own_logits_and_their_least_losses_are_summed_per_class(exact: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits, labels = 4 * torch.randn(40, 5, generator=generator), torch.arange(40) % 5
+    counts = HeadCounts(5, CPU)
+    counts.update(logits[:25], labels[:25], exact=exact)
+    counts.update(logits[25:], labels[25:], exact=exact)
+    for c in range(5):
+        z = [float(row[c] - sum(row) / 5) for row, label in zip(logits.double(), labels, strict=True) if label == c]
+        least = [math.log(1 + 4 * math.exp(-1.25 * value)) for value in z]
+        assert counts.own_logit[c].item() == pytest.approx(sum(z), rel=1e-5)
+        assert counts.own_loss[c].item() == pytest.approx(sum(least), rel=1e-12 if exact else 1e-5)
+        # Jensen: equal wrong logits are the best case.
+        assert counts.own_loss[c] <= counts.loss[c] * (1 + 1e-6)
+
+
+def test_a_tiny_loss_keeps_its_digits_in_single_precision() -> None:
+    logits = torch.tensor([[12.0, -11.0, -10.0]])
+    counts = HeadCounts(3, CPU)
+    counts.update(logits, torch.tensor([0]), exact=False)
+    assert counts.loss[0].item() == pytest.approx(math.exp(-23) + math.exp(-22), rel=1e-5)
+
+
+def test_every_kernel_gives_the_same_sums() -> None:
+    features, labels = clusters(n=300)
+    rows = torch.where(torch.arange(300) % 7 == 0, 4, labels)
+    results = []
+    for kernel in ("index_add", "gemm", "embedding_bag"):
+        sums, units = torch.zeros(5, features.shape[1]), torch.zeros(5, features.shape[1])
+        for part in (slice(0, 200), slice(200, 300)):
+            add_by_class(sums, units, features[part], 2 * features[part], rows[part], kernel)
+        results.append((sums, units))
+    for c in range(5):
+        truth = features[rows == c].double().sum(0).float()
+        for sums, units in results:
+            torch.testing.assert_close(sums[c], truth, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(units[c], 2 * truth, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [((128, 10), "index_add"), ((128, 1000), "index_add"), ((4096, 1000), "embedding_bag"), ((25_088, 10), "gemm")],
+)
+def test_the_kernel_fits_the_shape(shape: tuple[int, int], kernel: str) -> None:
+    assert kernel_for(*shape, CPU) == kernel
+    assert kernel_for(*shape, torch.device("cuda")) == "index_add"
+
+
+@pytest.mark.parametrize("n", [700, 4096])
+def test_many_samples_at_once_are_those_of_few(n: int) -> None:
+    """Above 2,048 samples another kernel adds, and non-finite samples go to the trash row there too."""
+    features, labels = clusters(n=n)
+    features[5, 1], labels[7] = float("nan"), 4
+    at_once, in_parts = moments(features, labels, step=n).drain(), moments(features, labels, step=300).drain()
+    for name in FIELDS:
+        np.testing.assert_allclose(getattr(at_once, name), getattr(in_parts, name), rtol=1e-4, atol=1e-3, err_msg=name)
+    assert at_once.class_counts.sum() == n - 2
+
+
+def test_a_wide_layers_second_moment_is_a_sample_of_its_batches_with_the_trace_of_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    d, batches = 300, 90
+    spread = torch.linspace(0.5, 2.0, d)
+    labels = torch.randint(0, 4, (batches * 32,), generator=generator)
+    means = 5 * torch.randn(4, d, generator=generator) + 20
+    features = means[labels] + spread * torch.randn(len(labels), d, generator=generator)
+    streaming = ClassMoments(4, d, CPU, exact=False)
+    exact = ClassMoments(4, d, CPU, exact=True)
+    halves = [ClassMoments(4, d, CPU, exact=False) for _ in range(2)]
+    for number, (x, y) in enumerate(zip(features.split(32), labels.split(32), strict=True)):
+        for part in (streaming, exact, halves[number >= batches // 2]):
+            part.update(x, y)
+    assert (streaming.thinning, exact.thinning) == (3, 1)
+    halves[0].merge(halves[1])
+    truth = exact.drain()
+    for sampled in (streaming.drain(), halves[0].drain()):
+        assert np.trace(sampled.within_scatter) == pytest.approx(sampled.within_sq.sum(), rel=1e-9)
+        np.testing.assert_allclose(sampled.within_sq, truth.within_sq, rtol=1e-4)
+        (_, along), (_, expected) = sampled.span(), truth.span()
+        # 960 of 2,880 samples: a variance along one direction is off by sqrt(2 / 960 - 2 / 2880), 4 %.
+        np.testing.assert_allclose(along, expected, rtol=0.16)
+        assert not np.allclose(along, expected, rtol=1e-3)

@@ -16,7 +16,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import ncmon_client
-from ncmon_client.capture import CLASSIFIER_INPUT, canonical
+from ncmon_client.layers import CLASSIFIER_INPUT, canonical
 from tests.client.hooking import NOBODY, batch, cnn, images, mlp, place, recorded, two_pass
 
 
@@ -375,7 +375,7 @@ def test_a_hook_that_fails_never_reaches_the_loop_and_stops_after_three_times(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("ncmon_client.capture._first_tensor", broken)
+    monkeypatch.setattr("ncmon_client.capture.first_tensor", broken)
     with caplog.at_level(logging.WARNING, logger="ncmon_client"):
         for _ in range(5):
             step(model, criterion, *batch())
@@ -429,3 +429,22 @@ def test_one_pooling_for_all_layers_that_name_none(pool: str, reduced: Callable[
     features = reduced(model[0](x)).detach().double()
     expected = torch.stack([features[y == c].mean(0) for c in range(3)]).numpy()
     np.testing.assert_allclose(means, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_masked_logit_is_no_reason_to_send_what_is_not_finite() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).masked_fill(torch.tensor([False, False, True]), float("-inf"))
+
+    model, criterion = Masked(), nn.CrossEntropyLoss()
+    monitor, recorder = recorded(model, criterion)
+    x, y = batch()
+    criterion(model(x), y % 2)
+    monitor.epoch(0)
+    _, arrays = only(recorder)
+    assert np.isfinite(arrays[-1, "loss_sums"]).all()
+    assert (-1, "own_logit_sums") not in arrays

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import ncmon_client
 import ncmon_client.errors
-from ncmon_client.capture import CLASSIFIER_INPUT
+from ncmon_client.layers import CLASSIFIER_INPUT
 from ncmon_client.window import LastWord
 from tests.client.hooking import NOBODY, Recorder, batch, cnn, images, mlp, place, recorded, two_pass
 

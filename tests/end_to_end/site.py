@@ -37,6 +37,7 @@ class Site:
             "OMP_NUM_THREADS": "1",
             "XDG_RUNTIME_DIR": str(path / "run"),
             "XDG_DATA_HOME": str(path / "data"),
+            "NCMON_SPOOL": str(path / "spool"),
         }
         self.environment.pop("NCMON_ENDPOINT", None)
 

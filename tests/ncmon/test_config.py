@@ -35,12 +35,16 @@ def test_viewers_endpoints_are_named_after_the_trainers() -> None:
     assert config.news_endpoint("ipc:///a/s") == "ipc:///a/s.news"
     assert config.ipc_path("ipc:///a/s") == Path("/a/s")
     assert config.ipc_path("tcp://a:1") is None
+    assert config.view_endpoint("tcp://a:7070") == "tcp://a:7071"
+    assert config.news_endpoint("tcp://[::1]:7070") == "tcp://[::1]:7072"
 
 
 @pytest.mark.parametrize(
     ("endpoint", "says"),
     [
-        ("tcp://0.0.0.0:5555", "tcp needs keys"),
+        ("tcp://0.0.0.0", "expected tcp://HOST:PORT"),
+        ("tcp://host:port", "expected tcp://HOST:PORT"),
+        ("tcp://host:65534", "a port from 1 to 65533"),
         ("ipc://relative", "expected ipc:///absolute"),
         ("nonsense", "expected ipc:///absolute"),
         ("ipc:///" + "x" * 120, "use a shorter one"),

@@ -26,6 +26,7 @@ import zmq
 import ncmon
 from ncmon.config import view_endpoint
 from ncmon.daemon import PAUSE_MAX_S, Daemon, resident_bytes
+from ncmon.disk import Space
 from ncmon.errors import Rejected, StoreError
 from ncmon.evaluate import evaluate
 from ncmon.model import Evaluation, Rejection, Run, Window
@@ -45,6 +46,7 @@ class FakeTransport:
 
     endpoints = ("ipc:///x/s",)
     connected = 1
+    gate = None
 
     def __init__(self) -> None:
         self.inbox: collections.deque[list[bytes]] = collections.deque()
@@ -263,7 +265,43 @@ def test_the_answer_to_status_is_what_was_agreed() -> None:
     found = rig.daemon.status()
     assert (found["version"], found["protocol"], found["pid"]) == (ncmon.__version__, 1, os.getpid())
     assert (found["database"], found["endpoint"], found["revision"]) == ("/x/t.db", "ipc:///x/s", 1)
-    assert found["counters"] == {"accepted": 1, "stored": 1, "rejected": 0, "duplicates": 1, "connected": 1}
+    counters = {"accepted": 1, "stored": 1, "rejected": 0, "waiting": 0, "duplicates": 1, "refused": 0, "connected": 1}
+    assert found["counters"] == counters
+
+
+def test_on_a_disk_that_is_nearly_full_nothing_is_stored_or_acknowledged_until_there_is_room() -> None:
+    rig = Rig()
+    space = [Space(total=1 << 40, free=1 << 20)]
+    rig.daemon._space = lambda path: space[0]
+    rig.transport.now += 2.0
+    assert rig.say(gap(0), gap(1)) == []
+    assert rig.writer.commits == 0
+    assert "MB left" in rig.daemon.status()["trouble"]
+    asked = [meta for _ in range(10) for meta in rig.say()]
+    assert asked == [wire.Nack(next=0)]
+    assert rig.say(gap(0), gap(1)) == []
+    asked = [meta for _ in range(10) for meta in rig.say()]
+    assert asked == [wire.Nack(next=0)]
+    space[0] = Space(total=1 << 40, free=1 << 39)
+    assert rig.say(gap(0), gap(1)) == [wire.Ack(next=2)]
+    found = rig.daemon.status()
+    assert found["trouble"] == ""
+    # What was received, forgotten and received again counts once.
+    assert (found["counters"]["accepted"], found["counters"]["stored"]) == (2, 2)
+
+
+def test_counters_add_up_whatever_came() -> None:
+    rig = Rig()
+    bad = wire.encode(make_gap(step=-1), stream=STREAM, seq=1)
+    rig.say(gap(0), bad, gap(2), gap(2))
+    counters = rig.daemon.status()["counters"]
+    assert (counters["accepted"], counters["stored"], counters["rejected"]) == (3, 2, 1)
+    rig.writer.failing = 1
+    rig.say(gap(3), gap(4))
+    for _ in range(10):
+        rig.say()
+    counters = rig.daemon.status()["counters"]
+    assert counters["accepted"] == counters["stored"] + counters["rejected"] + counters["waiting"]
 
 
 def test_memory_that_no_honest_traffic_explains_closes_the_clients_socket_once(
@@ -483,7 +521,16 @@ def test_a_second_daemon_is_refused_on_the_same_database_and_on_the_same_socket(
 
 
 @pytest.mark.sockets
-@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:5555", "ipc://relative", "inproc://x"])
+def test_tcp_without_keys_is_refused_before_anything_is_made(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCMON_KEYS", str(site.path / "keys"))
+    child = site.launch(listen=["tcp://127.0.0.1:5555"])
+    assert child.wait(timeout=30) != 0
+    assert "tcp needs keys" in site.log().strip().splitlines()[-1]
+    assert not site.database.exists()
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1", "ipc://relative", "inproc://x"])
 def test_an_endpoint_that_others_could_reach_is_refused(site: Site, endpoint: str) -> None:
     child = site.launch(listen=[endpoint])
     assert child.wait(timeout=30) != 0

@@ -233,7 +233,7 @@ def test_noise_is_dropped_and_counted(frames: list[bytes]) -> None:
     desk = Desk()
     assert desk.say(frames) == []
     assert desk.answers() == []
-    assert desk.reception.counters.rejected == 1
+    assert desk.reception.counters.refused == 1
 
 
 def test_what_only_the_daemon_says_is_ignored() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -233,3 +236,42 @@ def test_news_reach_who_listens_and_newcomers_are_noticed(transport: Transport, 
         assert newest == 2**40
     with pytest.raises(ListenError):
         News("nonsense")
+
+
+FLOODED = """
+import os, sys, time
+from ncmon import transport
+if sys.argv[2] == "heartbeats":
+    bound = transport.Transport._bound
+    def beating(self, kind, endpoints, options, role):
+        return bound(self, kind, endpoints, {**options, transport.zmq.HEARTBEAT_IVL: 300}, role)
+    transport.Transport._bound = beating
+read, write = os.pipe()
+with transport.Transport([sys.argv[1]], wake_fd=read) as served:
+    print("ready", flush=True)
+    time.sleep(3.0)
+    while served.wait(0.2).clients:
+        served.receive()
+"""
+
+
+@pytest.mark.parametrize("setting", ["as it is", "heartbeats"])
+def test_a_peer_that_floods_and_hangs_up_does_not_end_the_process(tmp_path: Path, setting: str) -> None:
+    """With the library's heartbeats, the control, it does: a daemon that is busy for seconds is aborted."""
+    place = Path(tempfile.mkdtemp(prefix="nc"))
+    command = [sys.executable, "-c", FLOODED, f"ipc://{place}/s", setting]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        for _ in range(20):
+            context: zmq.Context[Any] = zmq.Context()
+            peer = context.socket(zmq.DEALER)
+            peer.linger = 0
+            peer.connect(f"ipc://{place}/s")
+            for _ in range(300):
+                peer.send(bytes(10_000))
+            time.sleep(0.02)
+            context.destroy(linger=0)
+        code = child.wait(timeout=30)
+    shutil.rmtree(place, ignore_errors=True)
+    assert code == (0 if setting == "as it is" else -signal.SIGABRT)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ncmon.bounds import BOUNDS
 from ncmon.bounds.certificate import certify
 from ncmon.evaluate import evaluate
 from ncmon.metrics import View
@@ -104,7 +103,7 @@ def test_certificate_is_reached_by_two_directions(n_classes: int, cosine: float)
     found = certify(view_of(one_layer(rows, labels, weight))).intra[0]
     measured = truth(rows, labels, 0)
     assert measured == pytest.approx(cosine**2, abs=1e-9)
-    # What is missing is the allowance for single precision: 1e-5 of each statistic, 2^-22 of the loss.
+    # What is missing is the allowance for single precision: 1e-5 of each statistic.
     assert measured - 2e-4 < found <= measured
 
 
@@ -181,17 +180,6 @@ def test_least_certificate_names_its_class() -> None:
     assert reading.attained_at == (int(layer.class_arrays["cert_intra"].argmin()),)
 
 
-def test_certificate_is_a_bound_of_what_it_names() -> None:
-    raw = make_features(n_classes=5, n_features=8, per_class=9, layers=1, collapse=0.7)
-    layer = last(one_layer(raw.last, raw.labels, raw.weight, raw.bias))
-    for bound in BOUNDS:
-        if bound.scope == "class":
-            lower, value = layer.class_arrays[bound.name], layer.class_arrays[bound.of]
-            assert (np.isnan(lower) | (lower <= value)).all()
-        else:
-            assert layer.readings[bound.name].value <= layer.readings[bound.of].value  # type: ignore[operator]
-
-
 def test_one_vacuous_class_leaves_no_certificate_for_all() -> None:
     raw = make_features(n_classes=4, n_features=8, per_class=6, layers=1, collapse=0.9)
     rows = np.where((raw.labels == 2)[:, None], -raw.last, raw.last)
@@ -263,9 +251,9 @@ def test_single_precision_statistics_do_not_pass_the_truth() -> None:
             rows, labels, weight = adversary(n_classes=4, reach=reach, cosine=cosine, n=64)
             window = one_layer(rows, labels, weight)
             logits = rows.astype(np.float32) @ weight.astype(np.float32).T
-            top = logits.max(axis=1, keepdims=True)
-            log_sum = np.log(np.exp(logits - top).sum(axis=1, dtype=np.float32)).astype(np.float32)
-            losses = log_sum + top[:, 0] - logits[np.arange(labels.size), labels]
+            wrong = logits - logits[np.arange(labels.size), labels][:, None]
+            wrong[np.arange(labels.size), labels] = -np.inf
+            losses = np.log1p(np.exp(wrong).sum(axis=1, dtype=np.float32))
             sums = np.bincount(labels, weights=losses.astype(np.float64), minlength=4)
             found = certify(view_of(with_head(window, loss_sums=sums)))
             assert not found.reasons[0] or found.reasons[0].startswith("vacuous"), (cosine, reach, found.reasons)

@@ -26,6 +26,7 @@ def run(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.setenv("NCMON_DB", str(made))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("NCMON_ENDPOINT", raising=False)
     runner = CliRunner()
     return lambda *arguments, **options: runner.invoke(main, list(arguments), prog_name="ncmon", **options)

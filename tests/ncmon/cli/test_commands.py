@@ -21,6 +21,7 @@ LISTINGS = [
     ("history", "digits-bn", "--metric", "nc1_pinv"),
     ("history", "digits-bn", "--metric", "cert_intra", "--class", "1"),
     ("bounds", "digits-bn", "--per-class"),
+    ("compare", "run0", "run2"),
     ("metrics",),
     ("query", "SELECT run_id, metric, value FROM history WHERE metric = 'alpha'"),
 ]

@@ -238,5 +238,8 @@ def test_a_window_without_samples_is_all_reasons() -> None:
         "w_etf_err",
         "w_cos_max",
         "alpha_bn",
+        "wd_alpha_beta",
+        "wd_loss",
+        "wd_objective",
     }
     assert layer.quality["samples"] == 0

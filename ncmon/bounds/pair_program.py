@@ -1,0 +1,184 @@
+"""S-inter in numbers: the convex program of a pair, and the certificate from its multipliers.
+
+Statement and notation are those of `ncmon.bounds.sharp`. With x^2 = (1 - inter)/2 the least total loss of a pair at
+that cosine, all other classes perfect, is
+
+    V(x) = min over M, zeta > 0 of  2 G(M, zeta) + (C-2) g((C alpha beta - 2 Pbar) / (C-2)),
+    G = log(1 + e^-M + (C-2) e^(-M/2 - C zeta/(C-2))),  Pbar = sqrt(M^2/4x^2 + zeta^2/(1-x^2)):
+
+M is the logit gap to the partner, zeta that of the mean of both to the others. V(x) = C L gives x and the multipliers;
+an inexact solution is looser, never wrong, for the certificate is evaluated from the multipliers alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ncmon.bounds.moment import ROUNDING
+
+NEWTON_STEPS = 60
+ROOT_STEPS = 40
+BACK_OFF = (1e-7, 1e-4, 1e-2, 5e-2)
+"""Shares by which x is lowered until the certificate holds."""
+NEAR = 1e-3
+"""A certificate this close to the program's own value is good enough."""
+
+
+def greatest_inter(n_classes: int, product: float, loss: float) -> float | None:
+    """Return a certified upper bound of every inter-class cosine, None where nothing below 1 is certified. C >= 3."""
+    n = n_classes
+    try:
+        root = _root(n, product, loss)
+        if root is None:
+            return None
+        best = 1.0
+        for share in BACK_OFF:
+            found = _certificate(n, product, loss, _solve(n, product, root * (1 - share)))
+            best = min(best, found)
+            if best < 1 - 2 * root * root + NEAR:
+                break
+    except (ValueError, OverflowError, ZeroDivisionError):
+        return None
+    return max(best, -1.0 / (n - 1.0)) if best < 1.0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Solution:
+    """The minimum of the program at one x."""
+
+    value: float
+    partner: float
+    """M"""
+    others: float
+    """zeta"""
+    theta: float
+
+
+def _softplus(u: float) -> float:
+    return u + math.log1p(math.exp(-u)) if u > 0 else math.log1p(math.exp(u))
+
+
+def _root(n: int, product: float, loss: float) -> float | None:
+    """Return x with V(x) = C L by the Illinois rule; V falls as x grows to its value at a simplex frame."""
+    top = math.sqrt(n / (n - 1.0) / 2) * (1 - 1e-12)
+    target = n * loss
+    high, at_high = top, _solve(n, product, top).value - target
+    if at_high > 0:
+        return top
+    low = 1e-3
+    at_low = _solve(n, product, low).value - target
+    if at_low <= 0:
+        return None
+    for _ in range(ROOT_STEPS):
+        middle = (low * at_high - high * at_low) / (at_high - at_low)
+        if not low < middle < high:
+            middle = 0.5 * (low + high)
+        at_middle = _solve(n, product, middle).value - target
+        if at_middle > 0:
+            low, at_low = middle, at_middle
+            at_high *= 0.5
+        else:
+            high, at_high = middle, at_middle
+            at_low *= 0.5
+        if high - low < 1e-9:
+            break
+    return high
+
+
+def _solve(n: int, product: float, x: float) -> _Solution:
+    """Minimise the program by Newton's method with back-tracking."""
+    kappa, spread = n / (n - 1.0), n / (n - 2.0)
+    log_rest, log_wrong = math.log(n - 2.0), math.log(n - 1.0)
+    a1, a2 = 1.0 / (4 * x * x), 1.0 / max(1 - x * x, 1e-14)
+
+    def terms(m: float, z: float) -> tuple[float, float, float, float, float, float]:
+        length = math.sqrt(a1 * m * m + a2 * z * z)
+        rest = (n * product - 2 * length) / (n - 2)
+        e1, e2 = -m, log_rest - 0.5 * m - spread * z
+        top = max(e1, e2)
+        wrong = top + math.log(math.exp(e1 - top) + math.exp(e2 - top))
+        value = 2 * _softplus(wrong) + (n - 2) * _softplus(log_wrong - kappa * rest)
+        return value, length, rest, e1, e2, wrong
+
+    m, z = 2 * product * x * x, product / a2
+    value, length, rest, e1, e2, wrong = terms(m, z)
+    for _ in range(NEWTON_STEPS):
+        q1, q2 = math.exp(e1 - _softplus(wrong)), math.exp(e2 - _softplus(wrong))
+        gm, gz = -q1 - 0.5 * q2, -spread * q2
+        tau = math.exp(-_softplus(kappa * rest - log_wrong))
+        theta = kappa * tau
+        length = max(length, 1e-300)
+        pm, pz = a1 * m / length, a2 * z / length
+        curve = 4 * kappa * kappa * tau * (1 - tau) / (n - 2)
+        f1, f2 = 2 * (gm + theta * pm), 2 * (gz + theta * pz)
+        h11 = 2 * (q1 + 0.25 * q2 - gm * gm) + 2 * theta * (a1 / length - pm * pm / length) + curve * pm * pm
+        h12 = 2 * (0.5 * spread * q2 - gm * gz) - 2 * theta * pm * pz / length + curve * pm * pz
+        h22 = 2 * (spread * spread * q2 - gz * gz) + 2 * theta * (a2 / length - pz * pz / length) + curve * pz * pz
+        determinant = h11 * h22 - h12 * h12
+        if not determinant > 0:
+            h11, h22 = h11 * (1 + 1e-6) + 1e-12, h22 * (1 + 1e-6) + 1e-12
+            determinant = h11 * h22 - h12 * h12
+        step_m, step_z = -(h22 * f1 - h12 * f2) / determinant, -(h11 * f2 - h12 * f1) / determinant
+        descent = f1 * step_m + f2 * step_z
+        if not descent < 0:
+            break
+        share, moved = 1.0, False
+        while share > 1e-10 and not moved:
+            new_m, new_z = m + share * step_m, z + share * step_z
+            if new_m > 0 and new_z > 0:
+                tried = terms(new_m, new_z)
+                if tried[0] <= value + 1e-4 * share * descent:
+                    moved = True
+                    continue
+            share *= 0.5
+        if not moved:
+            break
+        gain = value - tried[0]
+        m, z = new_m, new_z
+        value, length, rest, e1, e2, wrong = tried
+        if gain <= 1e-15 * abs(value):
+            break
+    tau = math.exp(-_softplus(kappa * rest - log_wrong))
+    return _Solution(value=value, partner=m, others=z, theta=kappa * tau)
+
+
+def _certificate(n: int, product: float, loss: float, found: _Solution) -> float:
+    """Return the bound that the multipliers certify, 1 where they certify nothing."""
+    kappa, theta = n / (n - 1.0), found.theta
+    tau = theta / kappa
+    if not 0 < tau < (n - 1.0) / n:
+        return 1.0
+    own = (math.log(n - 1.0) + math.log1p(-tau) - math.log(tau)) / kappa
+    good = -math.log1p(-tau) + theta * own
+    need = 0.5 * (n * loss + theta * n * product - (n - 2) * good)
+    e1, e2 = -found.partner, math.log(n - 2.0) - 0.5 * found.partner - n / (n - 2.0) * found.others
+    top = max(e1, e2, 0.0)
+    total = top + math.log(math.exp(e1 - top) + math.exp(e2 - top) + math.exp(-top))
+    q1, q2 = math.exp(e1 - total), math.exp(e2 - total)
+    u, v, q = 2 * q1 + q2, n / (n - 2.0) * q2, q1 + q2
+    c1 = -q1 * math.log(q1) - q2 * math.log(q2) + q2 * math.log(n - 2.0)
+
+    def level(rho: float) -> float:
+        return -(1 - rho * q) * math.log1p(-rho * q) - rho * q * math.log(rho) + rho * c1
+
+    def convexity(rho: float) -> float:
+        return -q / (1 - rho * q) + 2 * q * (math.log1p(-rho * q) - math.log(rho)) + 2 * c1
+
+    slope = q * math.log1p(-q) + c1  # E'(1) = s theta
+    if not (slope > 0 and u > v * (1 + 1e-12) and convexity(1.0) > 0):
+        return 1.0
+    low, high = 1.0, (1 - 1e-12) / q
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if convexity(middle) > 0 else (low, middle)
+    farthest = math.hypot(u, v) / theta
+    peak = 1.0 / (q + math.exp(-c1 / q))
+    # k(r) + s r on r <= 0, up to theta/peak, up to theta/rho_c, and on the convex rest, whose tangent is at r = theta.
+    floor = min(level(1.0) + slope, level(peak) - slope * farthest, level(low) + slope / peak)
+    rounding = 8 * ROUNDING * (n * loss + 2 * theta * n * product + (n - 2) * abs(good) + slope + abs(c1))
+    reach = (floor - need - rounding) / slope
+    if reach <= 0:
+        return 1.0
+    u2, v2 = (u / theta) ** 2, (v / theta) ** 2
+    return (u2 + v2 - 2 * reach * reach) / (u2 - v2) + 1e-9

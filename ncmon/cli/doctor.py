@@ -1,0 +1,204 @@
+"""`ncmon doctor`: look at everything that delivery depends on; what is wrong comes with what to type."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from ncmon import config
+from ncmon.cli import output
+from ncmon.cli.arguments import database_option, examples, format_option
+from ncmon.cli.output import Column, Listing
+from ncmon.errors import NcmonError
+
+State = Literal["ok", "look", "wrong"]
+
+COLUMNS = (
+    Column(key="check", heading="CHECK"),
+    Column(key="state", heading="STATE"),
+    Column(key="found", heading="FOUND"),
+)
+LONG_JOURNAL_BYTES = 256 * 1024**2
+"""Four times what SQLite is told to keep: somebody reads for so long that it cannot be folded back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    state: State
+    found: str
+    """With what to type where something is wrong."""
+
+
+@click.command(
+    "doctor", epilog=examples("ncmon doctor", "ncmon doctor tcp://10.0.0.5:7070", "ncmon doctor --format json")
+)
+@click.argument("target", required=False, metavar="[ENDPOINT]")
+@database_option
+@format_option
+def command(target: str | None, database: Path | None, form: str) -> int:
+    """Say what is wrong, and what to type. Exit code 1 where something is."""
+    endpoint = config.check_endpoint(target or config.default_endpoint())
+    findings = list(examine(endpoint, None if database is None else database.expanduser()))
+    rows = [[one.check, one.state, one.found] for one in findings]
+    output.emit(Listing(columns=COLUMNS, rows=rows), form)
+    return 1 if any(one.state == "wrong" for one in findings) else 0
+
+
+def examine(endpoint: str, database: Path | None) -> Iterator[Finding]:
+    """Yield what every check found; a check that fails itself is a finding."""
+    status: dict[str, Any] = {}
+    yield from _guarded("daemon", lambda: _daemon(endpoint, status))
+    remote = config.is_tcp(endpoint)
+    path = database or Path(str(status.get("database") or config.default_database()))
+    if status:
+        yield from _guarded("counters", lambda: _counters(status))
+    if not remote:
+        yield from _guarded("socket", lambda: _socket(endpoint))
+        yield from _guarded("database", lambda: _database(path))
+        yield from _guarded("disk", lambda: _disk(path))
+        yield from _guarded("sqlite", _sqlite)
+    yield from _guarded("spool", _spool)
+    yield from _guarded("keys", lambda: _keys(remote))
+
+
+def _guarded(check: str, look: Callable[[], Iterator[tuple[State, str]]]) -> Iterator[Finding]:
+    try:
+        for state, found in look():
+            yield Finding(check=check, state=state, found=found)
+    except NcmonError as error:
+        yield Finding(check=check, state="wrong", found=str(error))
+    except OSError as error:
+        yield Finding(check=check, state="wrong", found=f"{error.filename}: {error.strerror}")
+
+
+def _daemon(endpoint: str, status: dict[str, Any]) -> Iterator[tuple[State, str]]:
+    import ncmon
+    from ncmon.transport import status as ask
+
+    found = ask(config.view_endpoint(endpoint), timeout_s=2.0)
+    if found is None:
+        start = "ncmon serve" if endpoint == config.default_endpoint() else f"ncmon serve --listen {endpoint}"
+        yield "wrong", f"nobody answers at {endpoint}: {start}"
+        return
+    status.update(found)
+    yield "ok", f"pid {found['pid']} answers at {endpoint}"
+    if found["version"] != ncmon.__version__:
+        yield "look", f"it is ncmon {found['version']}, this is {ncmon.__version__}: stop it with `kill {found['pid']}`"
+    if found.get("trouble"):
+        yield "wrong", f"it stores nothing at present: {found['trouble']}"
+
+
+def _counters(status: dict[str, Any]) -> Iterator[tuple[State, str]]:
+    count = {name: int(value) for name, value in status["counters"].items()}
+    parts = {name: count.get(name, 0) for name in ("stored", "rejected", "waiting")}
+    text = f"{count['accepted']} accepted = " + " + ".join(f"{value} {name}" for name, value in parts.items())
+    adds_up = count["accepted"] == sum(parts.values())
+    yield ("ok", text) if adds_up else ("wrong", f"{text} does not add up: this is a bug, please report it")
+    if parts["rejected"]:
+        yield "look", "what was rejected, and why: ncmon query 'SELECT run_id, code, reason FROM rejected'"
+    if count.get("refused"):
+        yield "look", f"{count['refused']} sessions were refused: the daemon's log says whose"
+
+
+def _socket(endpoint: str) -> Iterator[tuple[State, str]]:
+    path = config.ipc_path(endpoint)
+    if path is None or not path.parent.exists():
+        yield "ok", "not there yet"
+        return
+    status = path.parent.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        yield "wrong", f"{path.parent} is not a directory of yours: choose another one with --listen"
+    elif status.st_mode & 0o077:
+        yield "wrong", f"others can reach the socket: chmod 700 {path.parent}"
+    else:
+        yield "ok", f"{path.parent} is closed to others"
+
+
+def _database(path: Path) -> Iterator[tuple[State, str]]:
+    from ncmon.store.queries import Store
+
+    if not path.exists():
+        yield "look", f"{path} is not there yet: a daemon makes it"
+        return
+    with Store.open(path) as store:
+        runs = len(store.summary())
+    yield "ok", f"{path}: {runs} runs, {path.stat().st_size >> 20} MB"
+    journal = path.with_name(path.name + "-wal")
+    if journal.exists() and journal.stat().st_size > LONG_JOURNAL_BYTES:
+        yield "look", f"its journal has {journal.stat().st_size >> 20} MB: a viewer that hangs keeps it, close it"
+
+
+def _disk(path: Path) -> Iterator[tuple[State, str]]:
+    from ncmon import disk
+
+    kind = disk.network_kind(path.parent)
+    if kind:
+        yield "wrong", f"{path.parent} is on a network file system ({kind}): put the database on a local disk with --db"
+    found = disk.space(path.parent)
+    if found is None:
+        yield "look", f"{path.parent} does not say how full it is"
+    elif found.tight:
+        yield "wrong", f"{found.free >> 20} MB are free: nothing is stored below {found.floor >> 20} MB, free some"
+    else:
+        yield "ok", f"{found.free >> 20} MB are free"
+
+
+def _sqlite() -> Iterator[tuple[State, str]]:
+    from ncmon.store.migrate import library
+
+    version, sound = library()
+    if sound:
+        yield "ok", f"SQLite {version}"
+        return
+    text = "a rare bug that can damage a database which several processes write; ncmon's is written by one"
+    yield "look", f"SQLite {version} has {text}. Cured in 3.51.3, 3.50.7 and 3.44.6"
+
+
+def _spool() -> Iterator[tuple[State, str]]:
+    from ncmon_client import spool
+
+    place = spool.directory()
+    left = messages = living = 0
+    for path in spool.files(place):
+        try:
+            found, lives = spool.look(path)
+        except spool.SpoolError:
+            yield "look", f"{path} is not legible: ncmon spool rm {path.name}"
+            continue
+        living += lives
+        left += not lives
+        messages += 0 if lives else len(found.records)
+    if left:
+        yield "look", f"{messages} messages of {left} processes that have ended wait in {place}: ncmon spool push"
+    else:
+        yield "ok", f"nothing was left behind in {place}" + (f", {living} processes use it" if living else "")
+    damaged = len(list(place.glob(f"*{spool.CORRUPT}")))
+    if damaged:
+        yield "look", f"{damaged} damaged files were set aside in {place}: ncmon spool ls, ncmon spool rm --all"
+
+
+def _keys(remote: bool) -> Iterator[tuple[State, str]]:
+    from ncmon.keyring import Keyring
+    from ncmon_client import keys
+
+    path = keys.path()
+    if path.exists() or remote:
+        try:
+            yield "ok", f"{path} is the key of {keys.read(path).name}"
+        except keys.KeyProblem as error:
+            yield "wrong", str(error)
+    ring = Keyring()
+    if (ring.directory / "server.key").exists():
+        ring.server()
+        yield "ok", f"{len(ring.allowed())} keys may reach a daemon of this account over tcp: ncmon keys list"
+    elif not path.exists() and not remote:
+        yield "ok", "none, and none are needed on one machine"

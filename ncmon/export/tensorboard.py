@@ -1,0 +1,86 @@
+"""TensorBoard's event files: DIR/NAME-ID/SPLIT, one tag METRIC/LAYER a metric and layer, and the configuration as text.
+
+TensorBoard keeps scalars in single precision; everything else here is exact. A run that is exported again replaces its
+file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ncmon.errors import NotInstalled
+from ncmon.export.rows import Block, Choice, complete, history_blocks
+from ncmon.store.runs import StoredRun
+
+LONGEST_NAME = 100
+"""Of the run in the name of its directory."""
+
+_STRING = 7
+"""DT_STRING of TensorFlow's types."""
+
+
+def write_events(directory: Path, runs: Sequence[StoredRun], choice: Choice) -> int:
+    """Write the histories of runs as event files; return how many scalars."""
+    count = 0
+    for run in runs:
+        splits: dict[str, list[Block]] = {}
+        for block in history_blocks(run, choice):
+            splits.setdefault(block.split, []).append(block)
+        for split, blocks in splits.items():
+            count += _write(directory / _plain(f"{run.name[:LONGEST_NAME]}-{run.run_id}") / _plain(split), run, blocks)
+    return count
+
+
+def _write(directory: Path, run: StoredRun, blocks: Sequence[Block]) -> int:
+    event_pb2, summary_pb2, record_writer = _tensorboard()
+    path = directory / f"events.out.tfevents.{int(run.run.started)}.ncmon"
+    events = [
+        (at, step, f"{block.metric}/{block.layer}", value)
+        for block in blocks
+        for at, step, value, reason in zip(
+            block.time.tolist(), block.step.tolist(), block.value.tolist(), block.reason, strict=True
+        )
+        if not reason
+    ]
+    # As they would have been written: TensorBoard takes a step that goes back for a restarted run.
+    events.sort(key=lambda event: (event[1], event[2]))
+    with complete(path) as unfinished, unfinished.open("wb") as file:
+        writer = record_writer.RecordWriter(file)
+        writer.write(event_pb2.Event(wall_time=run.run.started, file_version="brain.Event:2").SerializeToString())
+        config = _text_summary(summary_pb2, "config", json.dumps(run.run.config, indent=2))
+        writer.write(event_pb2.Event(wall_time=run.run.started, summary=config).SerializeToString())
+        for at, step, tag, value in events:
+            scalar = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, simple_value=value)])
+            writer.write(event_pb2.Event(wall_time=at, step=step, summary=scalar).SerializeToString())
+    return len(events)
+
+
+def _text_summary(summary_pb2: Any, tag: str, text: str) -> Any:
+    """Return a text for TensorBoard's text page, where a fence keeps it as it is."""
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+
+    plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
+    value = summary_pb2.Summary.Value(
+        tag=tag,
+        metadata=summary_pb2.SummaryMetadata(plugin_data=plugin),
+        tensor=TensorProto(dtype=_STRING, string_val=[f"```\n{text}\n```".encode()]),
+    )
+    return summary_pb2.Summary(value=[value])
+
+
+def _plain(name: str) -> str:
+    """Return a name as one part of a path."""
+    return re.sub(r"[^\w.=+-]+", "_", name).strip(".") or "_"
+
+
+def _tensorboard() -> tuple[Any, Any, Any]:
+    try:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer import record_writer
+    except ImportError:
+        raise NotInstalled("TensorBoard's event files", "tensorboard", "tensorboard") from None
+    return event_pb2, summary_pb2, record_writer

@@ -1,0 +1,82 @@
+"""A training process of several ranks, started by torchrun, or the same training in one process on all samples.
+
+    python ranks.py --endpoint E [--how plain|ddp|fsdp] [--leave] [--lr L]
+
+`--leave` closes the monitor of the last rank after the first epoch. Prints one JSON line a rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+import torch
+import torch.distributed
+from torch import nn
+
+import ncmon_client
+
+N_CLASSES, N_FEATURES, BATCH, EPOCHS = 3, 10, 24, 3
+
+
+def network() -> nn.Module:
+    torch.manual_seed(7)
+    return nn.Sequential(
+        nn.Sequential(nn.Linear(N_FEATURES, 16), nn.ReLU()),
+        nn.Sequential(nn.Linear(16, 8), nn.ReLU()),
+        nn.Linear(8, N_CLASSES),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--endpoint", required=True)
+    parser.add_argument("--how", choices=["plain", "ddp", "fsdp"], default="plain")
+    parser.add_argument("--leave", action="store_true")
+    parser.add_argument("--lr", type=float, default=0.05)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rank, world = 0, 1
+    if args.how != "plain":
+        torch.distributed.init_process_group("gloo")
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    generator = torch.Generator().manual_seed(11)
+    y = torch.arange(4 * BATCH) % N_CLASSES
+    x = 2.0 * torch.randn(N_CLASSES, N_FEATURES, generator=generator)[y]
+    x = x + torch.randn(x.shape, generator=generator)
+
+    model = network()
+    if args.how == "ddp":
+        model = nn.parallel.DistributedDataParallel(model)
+    elif args.how == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        for block in (model[0], model[1], model):
+            fully_shard(block)
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, weight_decay=1e-3)
+    monitor = ncmon_client.watch(
+        model, criterion, optimizer=optimizer, run=args.how, endpoint=args.endpoint, every=1, layers=["0", "1"]
+    )
+    share = BATCH // world
+    for epoch in range(EPOCHS):
+        for begin in range(0, len(y), BATCH):
+            own = slice(begin + rank * share, begin + (rank + 1) * share)
+            optimizer.zero_grad()
+            criterion(model(x[own]), y[own]).backward()
+            optimizer.step()
+        monitor.epoch(epoch)
+        if args.leave and rank == world - 1:
+            monitor.close()
+    monitor.close()
+    status = monitor.status()
+    done = {"rank": rank, "run_id": monitor.run_id, "acknowledged": status.acknowledged, "accepted": status.accepted}
+    print(json.dumps({**done, "error": status.last_error}), flush=True)
+    if args.how != "plain":
+        torch.distributed.destroy_process_group()
+        os._exit(0)  # gloo's own threads now and then outlive the interpreter
+
+
+if __name__ == "__main__":
+    main()

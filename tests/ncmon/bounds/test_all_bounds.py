@@ -1,0 +1,239 @@
+"""Every bound of the registry against the truth: on random states, on an optimiser that attacks it, at exact frames."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from ncmon.bounds import BOUNDS, pairs, plus, sharp, theorem
+from ncmon.bounds.inputs import WindowInputs
+from ncmon.evaluate import evaluate
+from ncmon.metrics.view import Unavailable
+from ncmon.model import FloatArray, LayerReadings
+from tests.factories import make_features, simplex
+from tests.ncmon.bounds.test_certificate import one_layer, random_state, view_of
+
+SLACK = 1e-9
+"""Rounding of the measured cosines, which come from Gram matrices."""
+
+
+def check(layer: LayerReadings, where: object) -> Counter[str]:
+    """Hold every bound of a window against what was measured; return how many said something."""
+    said: Counter[str] = Counter()
+    for bound in BOUNDS:
+        sign = 1.0 if bound.side == "lower" else -1.0
+        if bound.scope in ("class", "pair"):
+            arrays = layer.class_arrays if bound.scope == "class" else layer.pair_arrays
+            value, measured = arrays[bound.name], arrays[bound.of]
+            known = ~np.isnan(value) & ~np.isnan(measured)
+            assert (sign * (measured - value)[known] >= -SLACK).all(), (where, bound.name)
+            said[bound.name] += int(known.any())
+        else:
+            reading, truth = layer.readings[bound.name], layer.readings[bound.of]
+            if reading.value is None:
+                assert reading.reason, bound.name
+            else:
+                said[bound.name] += 1
+                if truth.value is not None:
+                    assert sign * (truth.value - reading.value) >= -SLACK, (where, bound.name)
+    return said
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_no_bound_is_ever_on_the_wrong_side(block: int) -> None:
+    said: Counter[str] = Counter()
+    for seed in range(120 * block, 120 * (block + 1)):
+        rows, labels, weight, bias = random_state(seed)
+        said += check(evaluate(one_layer(rows, labels, weight, bias)).layers[-1], seed)
+    # The theorem as it was proven says nothing on states like these; all others do now and then.
+    for bound in BOUNDS:
+        if not bound.name.startswith("thm"):
+            assert said[bound.name] > 0, bound.name
+
+
+# At short scales with many classes C L exceeds log C: one class may be thrown away, and nothing is guaranteed.
+@pytest.mark.parametrize(
+    ("n_classes", "product"), [(3, 1.0), (4, 1.0), *((n, product) for n in (3, 4, 10, 40) for product in (6.0, 30.0))]
+)
+def test_every_bound_is_tight_at_an_exact_frame(n_classes: int, product: float) -> None:
+    """At a simplex frame L = m: whatever is guaranteed is what is there, within the rounding allowed for."""
+    frame = simplex(n_classes, n_classes)
+    labels = np.repeat(np.arange(n_classes), 3)
+    view = view_of(one_layer(product * frame[labels], labels, frame))
+    loss = sharp.least_loss(n_classes, product)
+    exact = WindowInputs(n_classes=n_classes, product=product, loss=loss)
+    found = sharp.sharp(exact)
+    assert found.cosine == pytest.approx(1.0, abs=2e-3)
+    assert found.nc3 == pytest.approx(1.0, abs=2e-3)
+    if found.inter is not None:
+        # The rate is the root of the gap: rounding of 1e-12 leaves 1e-5 or so.
+        assert found.inter == pytest.approx(-1 / (n_classes - 1), abs=0.02)
+    else:
+        assert product < 3
+    assert theorem.theorem(exact, tight=True).nc3 == pytest.approx(1.0, abs=1e-2)
+    layer = evaluate(view.window).layers[-1]
+    check(layer, n_classes)
+    for name in ("cert_intra_min", "cert_nc3_min", "cert_plus_intra_min", "cert_plus_nc3_min"):
+        assert layer.readings[name].value == pytest.approx(1.0, abs=0.03), name
+
+
+def test_nothing_overflows_at_the_ends_of_the_scales() -> None:
+    for n_classes, product in ((10, 200.0), (22_000, 30.0), (3, 1e-3), (2, 50.0)):
+        least = sharp.least_loss(n_classes, product)
+        for gap in (0.0, 1e-12, 1.0, 50.0):
+            inputs = WindowInputs(n_classes=n_classes, product=product, loss=least + gap)
+            found = sharp.sharp(inputs)
+            for value in (found.cosine, found.nc3, found.inter):
+                assert value is None or -1 <= value <= 1
+            if n_classes >= 3:
+                for tight in (False, True):
+                    other = theorem.theorem(inputs, tight=tight)
+                    for value in (other.nc3, other.intra, other.inter):
+                        assert value is None or (math.isfinite(value) and value <= 1 + 1e-9)
+
+
+def test_a_loss_below_its_floor_is_withheld_and_not_certified() -> None:
+    inputs = WindowInputs(n_classes=4, product=5.0, loss=sharp.least_loss(4, 5.0) * 0.99)
+    for compute in (sharp.sharp, theorem.theorem):
+        with pytest.raises(Unavailable, match="inconsistent"):
+            compute(inputs)
+
+
+def test_more_exceptions_certify_more() -> None:
+    inputs = WindowInputs(n_classes=10, product=6.1, loss=1.2 * sharp.least_loss(10, 6.1))
+    cosines = [sharp.sharp(inputs, exceptions=k).cosine for k in range(10)]
+    assert None not in cosines
+    assert cosines == sorted(cosines)  # type: ignore[type-var]
+    assert cosines[-1] > cosines[0]  # type: ignore[operator]
+
+
+def attack(seed: int, n_classes: int, product: float, factor: float) -> FloatArray:
+    """Tilt one class as far as a given loss allows, all others perfect: the state that S-intra is about.
+
+    Returns features (C * 2, d) of which class 0 has two samples, mirrored in a spare dimension.
+    """
+    frame = simplex(n_classes, n_classes + 1)
+    spare = np.eye(n_classes + 1)[-1]
+    target = factor * sharp.least_loss(n_classes, product)
+    long = product * (1 + 0.1 * seed)
+
+    def state(cosine: float) -> FloatArray:
+        rows = np.repeat(product * frame, 2, axis=0)
+        tilted = long * (cosine * frame[0] + np.sqrt(1 - cosine**2) * np.array([[1.0], [-1.0]]) * spare)
+        rows[:2] = tilted
+        return rows
+
+    def loss(rows: FloatArray) -> float:
+        logits = rows @ frame.T
+        own = np.repeat(np.arange(n_classes), 2)
+        return float(np.mean(np.logaddexp.reduce(logits, axis=1) - logits[np.arange(own.size), own]))
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if loss(state(middle)) > target else (low, middle)
+    return state(high)
+
+
+@pytest.mark.parametrize(("n_classes", "product"), [(3, 4.0), (4, 5.0), (10, 6.0)])
+@pytest.mark.parametrize("factor", [1.05, 1.5, 3.0])
+def test_an_adversary_that_tilts_one_class_gets_close_and_not_past(
+    n_classes: int, product: float, factor: float
+) -> None:
+    worst = np.inf
+    for seed in range(10):
+        rows = attack(seed, n_classes, product, factor)
+        labels = np.repeat(np.arange(n_classes), 2)
+        layer = evaluate(one_layer(rows, labels, simplex(n_classes, n_classes + 1))).layers[-1]
+        check(layer, (n_classes, product, factor, seed))
+        bound, truth = layer.readings["sharp_intra"].value, layer.readings["intra_cos_min"].value
+        assert bound is not None
+        assert truth is not None
+        worst = min(worst, truth - bound)
+    assert worst < 0.06, "the attack is too weak to say anything"
+
+
+def test_not_applicable_is_a_state_with_its_reason() -> None:
+    raw = make_features(n_classes=4, n_features=8, per_class=6, layers=1, collapse=0.95, bias=True)
+    layer = evaluate(one_layer(raw.last, raw.labels, raw.weight, raw.bias + 0.3 * np.arange(4))).layers[-1]  # type: ignore[operator]
+    for name in ("sharp_intra", "sharp_inter", "thm_intra", "thm_tight_intra"):
+        assert layer.readings[name].reason == "not applicable: the classifier has a last bias"
+    two = make_features(n_classes=2, n_features=8, per_class=6, layers=1, collapse=0.95, bias=False)
+    layer = evaluate(one_layer(two.last, two.labels, two.weight)).layers[-1]
+    for name in ("sharp_inter", "thm_intra", "thm_inter"):
+        assert layer.readings[name].reason == "not applicable: fewer than three classes"
+    assert layer.readings["cert_inter_max"].value is not None
+    absent = make_features(n_classes=4, n_features=8, per_class=[6, 0, 6, 6], layers=1, collapse=0.95, bias=False)
+    layer = evaluate(one_layer(absent.last, absent.labels, absent.weight)).layers[-1]
+    assert layer.readings["sharp_intra"].reason == "not applicable: 1 of 4 classes are absent"
+    assert layer.readings["cert_inter_max"].value is not None
+
+
+def test_a_vacuous_theorem_says_how_small_the_gap_would_have_to_be() -> None:
+    raw = make_features(n_classes=4, n_features=8, per_class=6, layers=1, collapse=0.9, bias=False, scale=2.0)
+    reason = evaluate(one_layer(raw.last, raw.labels, raw.weight)).layers[-1].readings["thm_intra"].reason
+    assert reason.startswith("vacuous: the loss gap is ")
+    limit = 10 ** float(reason.rpartition("1e")[2])
+    product = float(np.sqrt(np.mean(np.sum(raw.last**2, axis=1)))) * float(np.linalg.norm(raw.weight) / 2)
+    for factor, speaks in ((0.5, True), (2.0, False)):
+        inputs = WindowInputs(n_classes=4, product=product, loss=sharp.least_loss(4, product) + factor * limit)
+        assert (theorem.theorem(inputs).intra is not None) == speaks
+
+
+def test_unequal_class_sizes_count_once_each() -> None:
+    """Ten times the samples of one class change neither the features of a class nor what is guaranteed."""
+    raw = make_features(n_classes=4, n_features=8, per_class=6, layers=1, collapse=0.95, bias=False)
+    many = np.concatenate([np.arange(raw.labels.size), np.tile(np.flatnonzero(raw.labels == 2), 9)])
+    once = evaluate(one_layer(raw.last, raw.labels, raw.weight)).layers[-1]
+    often = evaluate(one_layer(raw.last[many], raw.labels[many], raw.weight)).layers[-1]
+    for name in ("sharp_intra", "sharp_nc3", "sharp_inter", "cert_inter_max"):
+        value = once.readings[name].value
+        assert value is not None
+        assert often.readings[name].value == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_cap_lemma_holds_for_every_direction(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    d = int(rng.integers(2, 6))
+    first, second, u, v = (vector / np.linalg.norm(vector) for vector in rng.normal(size=(4, d)))
+    first, second = first * rng.uniform(0, 1), second * rng.uniform(0, 1)
+    bound = float(pairs.cap_bound(u @ v, u @ first, v @ second))
+    assert first @ second <= bound + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_known_mean_certifies_no_more_than_what_is_there(seed: int) -> None:
+    """Random distributions of (n, x): the certificate from E n^2, E f and E t is below E x."""
+    rng = np.random.default_rng(seed)
+    n_classes = int(rng.choice([2, 3, 10]))
+    kappa = n_classes / (n_classes - 1)
+    size = int(rng.integers(1, 6))
+    chance = rng.dirichlet(np.ones(size))
+    x = np.clip(rng.choice([1.0, 0.9, 0.5]) + rng.choice([0.0, 0.1, 0.6]) * rng.normal(size=size), -1, 1)
+    n = np.exp(rng.choice([0.0, 0.1, 1.0]) * rng.normal(size=size))
+    n /= np.sqrt(chance @ n**2)
+    reach = float(np.exp(rng.uniform(0, 4)))
+    t = reach * n * x
+    offset = float(np.log(n_classes - 1))
+    loss = float(chance @ np.logaddexp(0.0, offset - kappa * t))
+    found = plus.with_mean(
+        reach=np.array([reach]),
+        loss=np.array([max(loss, 1e-300)]),
+        offset=np.array([offset]),
+        kappa=kappa,
+        own=np.array([float(chance @ t)]),
+        tries=plus.TRIES,
+    )
+    assert found[0] <= chance @ x + 1e-9
+
+
+def test_class_means_certify_more_than_losses_alone() -> None:
+    raw = make_features(n_classes=6, n_features=12, per_class=20, layers=1, collapse=0.8, bias=False, scale=3.0)
+    readings = evaluate(one_layer(raw.last, raw.labels, raw.weight)).layers[-1].readings
+    for plain, better in (("cert_intra_min", "cert_plus_intra_min"), ("cert_nc3_min", "cert_plus_nc3_min")):
+        assert readings[better].value > readings[plain].value  # type: ignore[operator]
+    assert readings["cert_plus_inter_max"].value < readings["cert_inter_max"].value  # type: ignore[operator]
