@@ -151,7 +151,7 @@ class OneRunScreen(DataScreen):
         """Return the left of the status line: run, layer, epoch, and what is not as it should be."""
         detail = snapshot.detail
         if detail is None:
-            return [(" no run", palette.BOLD)]
+            return [(f" {printable(snapshot.error)}" if snapshot.error else " no run", palette.BOLD)]
         summary = next((s for s in snapshot.runs if s.run.run_id == detail.run.run_id), None)
         spans: list[Span] = [(f" {printable(detail.run.name)}", palette.BOLD)]
         if summary is not None and (state := snapshot.state(summary)) is not RunState.LIVE:

@@ -262,14 +262,14 @@ def _explained(verdict: Verdict, run: Run, width: int, height: int, *, exact: bo
     elif verdict.where:
         names = " and ".join(printable(run.class_name(index)) for index in verdict.where)
         rows.append(((f" tightest at {'pair' if len(verdict.where) > 1 else 'class'} {names}", palette.NULL),))
-    if verdict.slacks is not None:
-        rows += _bars(verdict, run, width, MOST_BARS if height >= 18 else 6)
     standing = (
         "a guarantee: the weights stood still in this window"
         if exact
         else "an estimate: the weights moved inside this window; exact windows (monitor.measure) make it a guarantee"
     )
     rows += _wrapped(standing, width, palette.GOOD if exact else palette.WARN)
+    if verdict.slacks is not None:
+        rows += _bars(verdict, run, width, MOST_BARS if height >= 18 else 6)
     rows.append(((" assumes", palette.BOLD),))
     for text in bound.assumptions:
         rows += _wrapped(text, width, palette.NULL, first="- ")

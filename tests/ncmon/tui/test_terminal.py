@@ -68,7 +68,7 @@ class Terminal:
 
 def colours(drawn: bytes) -> set[int]:
     """Return which of the 256 colours were used."""
-    return {int(number) for number in re.findall(rb"[34]8;5;(\d+)", drawn)}
+    return {int(number) for number in re.findall(rb"[34]8;5;(\d+)[;m]", drawn)}
 
 
 @contextmanager
