@@ -23,6 +23,7 @@ COMMANDS = {
     "history": "Show one metric of a run over time.",
     "bounds": "Show what is measured beside what is guaranteed.",
     "compare": "Show runs side by side.",
+    "conjectures": "Check the thesis' conjectures on runs.",
     "metrics": "Say what each number means.",
     "query": "Ask the database in SQL, read-only.",
     "export": "Write runs to files that other tools read.",

@@ -104,9 +104,11 @@ def test_without_a_daemon_training_runs_as_usual_and_says_so_once(site: Site) ->
     assert lines[0].startswith("WARNING")
     assert str(site.path) in lines[0]
     trained = json.loads(site.read("trainer.out").splitlines()[0])["trained"]
-    # From the last training step to the end of the process, the interpreter's own shutdown included.
-    assert ended - trained < 1.5
     plain = site.trainer("--weights", str(site.path / "plain.pt"), "--windows", "30", log="plain")
     assert plain.wait(timeout=60) == 0
+    # From the last training step to the end of the process, beside the same without ncmon: an interpreter with torch
+    # in it takes its time to end, on a busy machine the more.
+    alone = time.time() - json.loads(site.read("plain.out").splitlines()[0])["trained"]
+    assert ended - trained < alone + 1.0
     with_ncmon, without = weights(site.path / "w.pt"), weights(site.path / "plain.pt")
     assert all(torch.equal(with_ncmon[name], without[name]) for name in without)
