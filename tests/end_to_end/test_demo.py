@@ -72,11 +72,13 @@ def test_stored_values_are_those_of_two_passes_over_raw_features(site: Site) -> 
                 whole = reference.Pass(features, layer)
                 for name, slow in reference.SCALARS.items():
                     reading = stored[layer].readings.get(name)
-                    if reading is None or reading.value is None or name in ("alpha_bn", "objective"):
+                    if reading is None or reading.value is None or name in ("alpha_bn", "objective") or "wd_" in name:
                         continue  # of another scope, or not of features: BatchNorm's scale, weight decays
                     expected = slow(whole)
                     assert expected is not None
-                    assert reading.value == pytest.approx(expected, rel=1e-5), f"{split} {layer} {name}"
+                    # The gaps are differences of losses: what single-precision logits leave of them is absolute.
+                    absolute = 1e-7 if "gap" in name else 0.0
+                    assert reading.value == pytest.approx(expected, rel=1e-5, abs=absolute), f"{split} {layer} {name}"
                     compared += 1
             depth = stored["classifier-input"].readings["effective_depth"].value
             assert depth == reference.effective_depth(features)
