@@ -367,6 +367,7 @@ def merge_layers(a: LayerStats, b: LayerStats) -> LayerStats:
         span_within=None,
         within_scatter=scatter,
         means_f4=a.means_f4 or b.means_f4,
+        eps=max(a.eps, b.eps),
         note=a.note or b.note,
     )
 
@@ -379,6 +380,7 @@ def _merge_heads(heads: Sequence[Head]) -> Head:
         merged = replace(
             merged,
             finite=merged.finite and head.finite,
+            logits_eps=max(merged.logits_eps, head.logits_eps),
             label_counts=_sum(merged.label_counts, head.label_counts),
             loss_sums=_sum(merged.loss_sums, head.loss_sums),
             correct=_sum(merged.correct, head.correct),

@@ -15,7 +15,6 @@ from ncmon.bounds import BOUNDS
 from ncmon.bounds.assumptions import assumptions
 from ncmon.metrics import METRICS, View
 from ncmon.metrics.spec import Bound, Metric
-from ncmon.metrics.view import SINGLE_FLOOR
 from ncmon.model import Evaluation, FloatArray, LayerReadings, Reading, Window
 
 REGISTRY: tuple[Metric | Bound, ...] = (*METRICS, *BOUNDS)
@@ -84,7 +83,7 @@ def _quality(view: View) -> dict[str, float]:
         "samples": float(view.n_samples),
         "classes_present": float(view.present.size),
         "rank_used": float(rank),
-        "resolution_floor": SINGLE_FLOOR,
+        "resolution_floor": view.resolution_floor,
         "zero_norm": float(view.layer.zero_counts.sum()),
         "nonfinite": float(view.n_nonfinite),
     }

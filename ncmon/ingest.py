@@ -248,6 +248,7 @@ def _layer(index: int, layer: wire.LayerMeta, arrays: _Arrays, meta: wire.Window
         module=layer.module,
         reduction=layer.reduction,
         note=layer.note,
+        eps=layer.eps,
         n_features=layer.n_features,
         means_f4=single,
         **values,
@@ -279,6 +280,7 @@ def _head(head: wire.HeadMeta, arrays: _Arrays, layers: Sequence[LayerStats]) ->
         decoupled_decay=head.decoupled_decay,
         plain_loss=head.plain_loss,
         finite=head.finite,
+        logits_eps=head.logits_eps,
         **values,
     )
 

@@ -96,6 +96,8 @@ class LayerStats:
     """(r,) v^T S v along the right singular vectors; S is the pooled within-class scatter (a sum, not a mean)."""
     within_scatter: FloatArray | None = None
     """(d, d) S itself, where several ranks were merged."""
+    eps: float = 2.0**-23
+    """Machine epsilon of the features as the network computed them: 2^-7 for bfloat16."""
     means_f4: bool = False
     """Class means travelled in single precision: the resolution floor is that of float32."""
 
@@ -125,6 +127,8 @@ class Head:
     """(C,) plain cross-entropy, natural log."""
     correct: IntArray | None = None
     loss_nonfinite: IntArray | None = None
+    logits_eps: float = 2.0**-23
+    """Machine epsilon of the logits as the network computed them."""
     own_logit_sums: FloatArray | None = None
     """(C,) sum of z, the own logit less the mean of all logits, of the samples in label_counts."""
     own_loss_sums: FloatArray | None = None

@@ -36,6 +36,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+EPS_TF32 = 2.0**-10
+"""Machine epsilon of what an accelerator may take for single precision in products of matrices."""
+
 MAX_SCATTER_FEATURES = 1024
 """Above this width the second moment costs more than the layer's own forward pass and is left out."""
 WIDTH_OF_EVERY_MOMENT = 128
@@ -110,6 +113,7 @@ class ClassMoments:
         self.moment_counts = zeros(rows, kind=torch.float64) if self.thinned else self.counts
         self.moment_sums = zeros(rows, n_features) if self.thinned else self.sums
         self.shift = zeros(rows, n_features)
+        self.eps = 0.0
         self._unknown = torch.ones(rows, dtype=torch.bool, device=device)
         # Whether any class is unknown is a question that would wait for an accelerator; there it stays open.
         self._settled = False
@@ -125,6 +129,7 @@ class ClassMoments:
 
     def update(self, features: Tensor, rows: Tensor) -> None:
         """Add a batch: features (n, d) and rows (n,) int64 in [0, C], C for samples that do not count."""
+        self.eps = max(self.eps, torch.finfo(features.dtype).eps)
         h = features.to(self.sums.dtype)
         # One pass finds NaN, infinities, and norms that single precision cannot hold.
         norm = torch.linalg.vector_norm(h, dim=1)
@@ -320,10 +325,14 @@ class HeadCounts:
         self.correct = torch.zeros_like(self.labels)
         self.nonfinite = torch.zeros_like(self.labels)
         self.ignored = torch.zeros((), dtype=torch.int64, device=device)
+        self.eps = 0.0
 
     def update(self, logits: Tensor, rows: Tensor, *, exact: bool) -> Tensor:
         """Add a batch of logits (n, C) and rows (n,) in [0, C]; return the argmax (n,)."""
         n_classes = logits.shape[1]
+        self.eps = max(self.eps, torch.finfo(logits.dtype).eps)
+        if logits.is_cuda and torch.get_float32_matmul_precision() != "highest":
+            self.eps = max(self.eps, EPS_TF32)
         logits = logits.to(torch.float64 if exact else torch.float32)
         predicted = logits.argmax(1)
         target = rows.clamp(max=n_classes - 1)[:, None]

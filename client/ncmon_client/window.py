@@ -22,6 +22,7 @@ from ncmon_client.frequent import Frequent
 from ncmon_client.head import HeadParameters
 from ncmon_client.layers import CLASSIFIER_INPUT, Layer
 
+EPS_SINGLE = 2.0**-23
 PAYLOAD_BUDGET_BYTES = 8 * 1024 * 1024
 """Above this, class means and unit sums travel in single precision."""
 LOGITS_AT_ONCE = 2**24
@@ -221,6 +222,7 @@ class ClosedWindow:
                     n_features=layer.n_features,
                     reduction=layer.reduction,
                     note="; ".join(notes),
+                    eps=self.moments[layer.name].eps or EPS_SINGLE,
                 )
             )
         for name, tensor in (
@@ -258,6 +260,7 @@ class ClosedWindow:
             decoupled_decay=self.objective.decoupled_decay,
             plain_loss=self.objective.plain_loss,
             finite=finite,
+            logits_eps=self.counts.eps or EPS_SINGLE,
         )
         meta = wire.WindowMeta(
             **self.meta,  # type: ignore[arg-type]

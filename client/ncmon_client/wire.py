@@ -84,6 +84,7 @@ Json = Annotated[str, msgspec.Meta(max_length=64 * 1024)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Epoch = Annotated[int, msgspec.Meta(ge=-1, lt=2**31)]
 """-1: the loop has not named an epoch."""
+Resolution = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 Dim = Annotated[int, msgspec.Meta(ge=0, le=MAX_DIM)]
 Classes = Annotated[int, msgspec.Meta(ge=2, le=MAX_CLASSES)]
 Rank = Annotated[int, msgspec.Meta(ge=0, lt=65_536)]
@@ -184,6 +185,8 @@ class LayerMeta(_Meta, frozen=True, kw_only=True):
     """How a feature map became one vector a sample: `none`, `mean`, `flatten`, `cls`, `tokens`."""
     note: Text
     """What was reduced to fit the payload budget, or why something is missing; empty if nothing."""
+    eps: Resolution = 2.0**-23
+    """Machine epsilon of the features as the network computed them: 2^-7 for bfloat16."""
 
 
 class HeadMeta(_Meta, frozen=True, kw_only=True):
@@ -205,6 +208,8 @@ class HeadMeta(_Meta, frozen=True, kw_only=True):
     """The criterion is cross-entropy without label smoothing or class weights; None when unknown."""
     finite: bool
     """All parameters sent here are finite; where they are not, they are left out."""
+    logits_eps: Resolution = 2.0**-23
+    """Machine epsilon of the logits as the network computed them."""
 
 
 class ArraySpec(_Meta, frozen=True, kw_only=True):

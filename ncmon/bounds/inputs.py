@@ -29,6 +29,9 @@ ALLOWANCE = 1e-5
 LOSS_FLOOR = 2.0**-126
 """Nats below which single precision has no loss left."""
 
+COARSEST_LOGITS = 2.0**-22
+"""Machine epsilon of logits that the allowance covers: single precision. Half precision moves losses by percents."""
+
 CENTRED_BIAS = 1e-6
 """Share of the shortest row below which a centred last bias counts as none."""
 
@@ -62,6 +65,11 @@ def class_inputs(view: View) -> ClassInputs:
     head = view.head
     if head.loss_sums is None or head.label_counts is None:
         raise Unavailable("the loss was not measured")
+    if head.logits_eps > COARSEST_LOGITS:
+        raise Unavailable(
+            f"not applicable: logits were computed in low precision (eps {head.logits_eps:.2g}), losses are off by more"
+            " than the bounds allow for"
+        )
     bias = view.bias
     slope = geometry.row_norms(view.centred_weight[present])
     if bias is None:

@@ -24,6 +24,9 @@ T = TypeVar("T")
 SINGLE_FLOOR = 1e-7
 """Resolution of 1 - |hbar|^2 when features are single precision, as they are in training: their unit vectors are."""
 
+HALF_FLOOR = 0.05
+"""The same in units of eps^2 where features are coarser: 3e-6 for bfloat16, as measured."""
+
 UNIT_EXCESS = 1e-5
 """How far rounding may carry |hbar|^2 above 1; beyond it the statistics contradict each other."""
 
@@ -45,6 +48,11 @@ class View:
         if compute not in self._shared:
             self._shared[compute] = compute(self)
         return cast(T, self._shared[compute])
+
+    @property
+    def resolution_floor(self) -> float:
+        """Below which 1 - |hbar|^2 is rounding of the features."""
+        return max(SINGLE_FLOOR, HALF_FLOOR * self.layer.eps**2)
 
     # Who is here
 

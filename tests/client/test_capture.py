@@ -394,7 +394,7 @@ def test_a_hook_that_fails_never_reaches_the_loop_and_stops_after_three_times(
         ({"every": 0}, "every:"),
         ({"overhead": 0.0}, "overhead:"),
         ({"window_steps": 0}, "window_steps:"),
-        ({"spool": "fsync"}, "spool:"),
+        ({"spool": "disk"}, "spool:"),
         ({"criterion": nn.functional.cross_entropy}, "monitor.observe"),
         ({"criterion": nn.BCEWithLogitsLoss()}, "expected nn.CrossEntropyLoss"),
         ({"config": {"big": "x" * 70_000}}, "at most 64 KB"),
@@ -448,3 +448,17 @@ def test_a_masked_logit_is_no_reason_to_send_what_is_not_finite() -> None:
     _, arrays = only(recorder)
     assert np.isfinite(arrays[-1, "loss_sums"]).all()
     assert (-1, "own_logit_sums") not in arrays
+
+
+@pytest.mark.parametrize(("autocast", "eps"), [(True, 2.0**-7), (False, 2.0**-23)])
+def test_a_window_says_how_precise_features_and_logits_were(autocast: bool, eps: float) -> None:
+    model, criterion = mlp(), nn.CrossEntropyLoss()
+    monitor, recorder = recorded(model, criterion)
+    x, y = batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        logits = model(x)
+    criterion(logits.float() if not autocast else logits, y)
+    monitor.epoch(0)
+    meta, _ = only(recorder)
+    assert meta.head.logits_eps == eps
+    assert max(layer.eps for layer in meta.layers) in (eps, 2.0**-23)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -237,3 +238,26 @@ def test_class_means_certify_more_than_losses_alone() -> None:
     for plain, better in (("cert_intra_min", "cert_plus_intra_min"), ("cert_nc3_min", "cert_plus_nc3_min")):
         assert readings[better].value > readings[plain].value  # type: ignore[operator]
     assert readings["cert_plus_inter_max"].value < readings["cert_inter_max"].value  # type: ignore[operator]
+
+
+def test_logits_in_half_precision_guarantee_nothing() -> None:
+    """bfloat16 moves a loss by percents: features and losses are no longer those of one W h + v."""
+    raw = make_features(n_classes=4, n_features=8, per_class=6, layers=1, collapse=0.95, bias=False)
+    window = one_layer(raw.last, raw.labels, raw.weight)
+    half = dataclasses.replace(window, head=dataclasses.replace(window.head, logits_eps=2.0**-7))
+    layer = evaluate(half).layers[-1]
+    for bound in BOUNDS:
+        if bound.scope in ("class", "pair"):
+            arrays = layer.class_arrays if bound.scope == "class" else layer.pair_arrays
+            assert np.isnan(arrays[bound.name]).all()
+        else:
+            assert "low precision" in layer.readings[bound.name].reason
+    assert layer.readings["intra_cos_min"].value is not None
+
+
+def test_the_resolution_floor_is_that_of_the_features() -> None:
+    raw = make_features(n_classes=4, n_features=8, per_class=6, layers=1, collapse=0.95, bias=False)
+    window = one_layer(raw.last, raw.labels, raw.weight)
+    assert evaluate(window).layers[-1].quality["resolution_floor"] == 1e-7
+    half = dataclasses.replace(window, layers=(dataclasses.replace(window.layers[-1], eps=2.0**-7),))
+    assert evaluate(half).layers[-1].quality["resolution_floor"] == pytest.approx(3e-6, rel=0.05)
