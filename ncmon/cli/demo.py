@@ -23,8 +23,8 @@ import click
 
 from ncmon import config
 from ncmon.cli import diagnostics
-from ncmon.cli.arguments import examples
-from ncmon.cli.output import Column, Listing, clean, lines, number, table, write
+from ncmon.cli.arguments import examples, format_option
+from ncmon.cli.output import Column, Listing, clean, emit, lines, number, table, write
 from ncmon.cli.serve import has_terminal
 from ncmon.errors import NcmonError, StoreError
 
@@ -76,7 +76,8 @@ NEEDED = {"torch": "torch", "sklearn": "scikit-learn"}
     type=click.Path(path_type=Path, dir_okay=False),
     help="Where to keep the run, by default ncmon-demo.db in the user's data directory.",
 )
-def command(headless: bool, epochs: int, weight_decay: float, seed: int, database: Path | None) -> int:
+@format_option
+def command(headless: bool, epochs: int, weight_decay: float, seed: int, database: Path | None, form: str) -> int:
     """Train a small network on handwritten digits and watch it collapse: a minute of training, or less.
 
     Starts a daemon of its own and a trainer, shows them, and ends both when you leave. The run stays in the database.
@@ -91,17 +92,22 @@ def command(headless: bool, epochs: int, weight_decay: float, seed: int, databas
     with _ending_on_signals(), ExitStack() as stack:
         place = Path(tempfile.mkdtemp(prefix="ncmon-"))
         stack.callback(shutil.rmtree, place, ignore_errors=True)
-        run = _play(stack, place, path, options, epochs, screen=not headless and has_terminal())
-    _report(path, run)
+        # A format for machines has the final table alone on stdout.
+        screen, quiet = not headless and form == "table" and has_terminal(), form != "table"
+        run = _play(stack, place, path, options, epochs, screen=screen, quiet=quiet)
+    _report(path, run, form)
     return 0
 
 
-def _play(stack: ExitStack, place: Path, database: Path, options: list[str], epochs: int, *, screen: bool) -> int:
+def _play(
+    stack: ExitStack, place: Path, database: Path, options: list[str], epochs: int, *, screen: bool, quiet: bool
+) -> int:
     """Run daemon, trainer and viewer; return the trainer's pid, by which its run is found."""
     from ncmon.cli.children import Child, start_daemon
 
     endpoint = f"ipc://{place}/demo.sock"
-    write(f"database {clean(str(database))}\n")
+    if not quiet:
+        write(f"database {clean(str(database))}\n")
     daemon = start_daemon(database, [endpoint], log=place / "daemon.log")
     stack.callback(daemon.stop)
     # The user's own settings would send the run elsewhere, or nowhere.
@@ -119,7 +125,7 @@ def _play(stack: ExitStack, place: Path, database: Path, options: list[str], epo
     if screen:
         _show(trainer, endpoint)
     else:
-        _follow(trainer, daemon, database, epochs)
+        _follow(trainer, daemon, database, epochs, quiet=quiet)
         if trainer.process.wait() != 0:
             raise NcmonError(_kept(trainer))
     return trainer.pid
@@ -140,7 +146,7 @@ def _show(trainer: Child, endpoint: str) -> None:
     drain.join()
 
 
-def _follow(trainer: Child, daemon: Child, database: Path, epochs: int) -> None:
+def _follow(trainer: Child, daemon: Child, database: Path, epochs: int, *, quiet: bool) -> None:
     """Print a line every few epochs, until the trainer ends."""
     from ncmon.store.queries import Store
 
@@ -149,7 +155,7 @@ def _follow(trainer: Child, daemon: Child, database: Path, epochs: int) -> None:
             if not daemon.running:
                 raise NcmonError(_kept(daemon))
             progress = _parsed(line)
-            if progress is None:
+            if progress is None or quiet:
                 continue
             done = int(progress["epoch"]) + 1
             if done == 1 or done % REPORT_EVERY == 0 or done == epochs:
@@ -177,7 +183,7 @@ def _progress(store: Store, pid: int, done: int, epochs: int, progress: dict[str
     return text + "\n"
 
 
-def _report(database: Path, pid: int) -> None:
+def _report(database: Path, pid: int, form: str) -> None:
     """Print what the run came to, and what to type next."""
     from ncmon.store.queries import Store
 
@@ -185,7 +191,12 @@ def _report(database: Path, pid: int) -> None:
         run = _run_of(store, pid)
         if run is None:
             raise StoreError(f"the run is not in {database}: the trainer ended before its first window")
-        write("\n" + _final(run))
+        if form != "table":
+            emit(_final(run), form)
+            return
+        last = max((window.epoch for window in run.readings()), default=-1)
+        head = f"run {clean(run.name)} ({run.run_id}), classifier's input, after {last + 1} epochs"
+        write("\n" + head + "\n" + table(_final(run)))
     default = database == config.default_database().absolute()
     option = "" if default else f" --db {clean(str(database))}"
     write(
@@ -204,7 +215,7 @@ def _report(database: Path, pid: int) -> None:
     )
 
 
-def _final(run: StoredRun) -> str:
+def _final(run: StoredRun) -> Listing:
     from ncmon.metrics import METRICS
     from ncmon.model import CLASSIFIER_INPUT
 
@@ -229,9 +240,7 @@ def _final(run: StoredRun) -> str:
         if metric is not None and metric.target is not None and not target.replace(".", "").isdecimal():
             target = f"{target} = {number(metric.target(run.run.n_classes))}"
         rows.append((name, *values, target or ("bounds intra_cos_min from below" if metric is None else "")))
-    last = max((window.epoch for window in windows.values()), default=-1)
-    head = f"run {clean(run.name)} ({run.run_id}), classifier's input, after {last + 1} epochs"
-    return head + "\n" + table(Listing(columns=columns, rows=rows, empty="no window yet"))
+    return Listing(columns=columns, rows=rows, empty="no window yet")
 
 
 def _run_of(store: Store, pid: int) -> StoredRun | None:

@@ -99,7 +99,11 @@ def test_a_changed_byte_anywhere_loses_the_message_it_is_in_and_no_other(tmp_pat
         assert (found.damaged_bytes > 0) == (hit != [5])
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 5, b"NCMSPOOL\x09\0\0\0", b"NCMSPOOL\x01\0\0\0", os.urandom(10_000)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"x" * 5, b"NCMSPOOL\x09\0\0\0", b"NCMSPOOL\x01\0\0\0", os.urandom(10_000)],
+    ids=["empty", "short", "another version", "no label", "noise"],
+)
 def test_a_file_without_a_legible_label_is_renamed_aside_and_said(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / f"r-0-x{spool.SUFFIX}"
     path.write_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,13 @@ def test_a_database_that_cannot_be_written_is_one_line(site: Site) -> None:
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_format_for_machines_has_the_table_alone(site: Site) -> None:
+    done = run_demo(site, "--epochs", "2", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["metric"]: row for row in json.loads(done.stdout)}
+    with ncmon.open(site.database) as store:
+        accuracy = store.run("latest").history("accuracy", split="test").value
+    assert rows["accuracy"]["test"] == accuracy[-1]
+    assert rows["cert_intra_min"].keys() == rows["accuracy"].keys()
