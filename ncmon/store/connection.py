@@ -19,6 +19,10 @@ from ncmon.store import schema
 BUSY_S = 5.0
 
 
+class OlderSchema(StoreError):
+    """The file is of an earlier ncmon, and nothing is wrong with it: `ncmon.store.older` reads it."""
+
+
 class Reader:
     """A read-only connection whose errors are `StoreError`, and whose results are complete when they are returned."""
 
@@ -57,11 +61,23 @@ class Reader:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """Open the database read-only; raises `StoreError` for a file that is missing, foreign, newer or damaged."""
+    """Open the database read-only, as it lies there.
+
+    Raises `OlderSchema` for one of an earlier ncmon, `StoreError` for one that is missing, foreign, newer or damaged.
+    """
+    return _connect(path, schema.SCHEMA)
+
+
+def connect_any(path: Path) -> sqlite3.Connection:
+    """As `connect_reader`, with whatever schema the file has: for a copy of it."""
+    return _connect(path, 1)
+
+
+def _connect(path: Path, oldest: int) -> sqlite3.Connection:
     check_file(path)
     address = path.absolute().as_uri()
     try:
-        return _read(address + "?mode=ro", path)
+        return _read(address + "?mode=ro", path, oldest)
     except sqlite3.OperationalError as error:
         # Without write access to the directory SQLite cannot make the shared index of a write-ahead log. No log beside
         # the file means that nobody writes it: then it may be read as it lies there.
@@ -71,7 +87,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise StoreError(f"{path}: {describe(error)}") from error
     try:
-        return _read(address + "?immutable=1", path)
+        return _read(address + "?immutable=1", path, oldest)
     except sqlite3.Error as error:
         raise StoreError(f"{path}: {describe(error)}") from error
 
@@ -97,11 +113,11 @@ def describe(error: sqlite3.Error) -> str:
     }.get(text, text)
 
 
-def _read(uri: str, path: Path) -> sqlite3.Connection:
+def _read(uri: str, path: Path, oldest: int) -> sqlite3.Connection:
     # A viewer reads in worker threads, one at a time; SQLite itself is built for that.
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
-        schema_of(connection, path, known=schema.SCHEMA, new_allowed=False)
+        schema_of(connection, path, known=schema.SCHEMA, oldest=oldest, new_allowed=False)
         connection.execute("PRAGMA query_only = ON")
         harden(connection)
     except BaseException:
@@ -110,8 +126,10 @@ def _read(uri: str, path: Path) -> sqlite3.Connection:
     return connection
 
 
-def schema_of(connection: sqlite3.Connection, path: Path, *, known: int, new_allowed: bool) -> int:
-    """Return how many migrations the file has seen; refuse foreign and newer files."""
+def schema_of(
+    connection: sqlite3.Connection, path: Path, *, known: int, new_allowed: bool, oldest: int | None = None
+) -> int:
+    """Return how many migrations the file has seen; refuse foreign and newer files, and those below `oldest`."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (applied,) = connection.execute("PRAGMA user_version").fetchone()
     if application != schema.APPLICATION_ID:
@@ -124,8 +142,8 @@ def schema_of(connection: sqlite3.Connection, path: Path, *, known: int, new_all
         raise StoreError(
             f"{path} was written by a newer ncmon (schema {applied}, this one knows {known}): upgrade ncmon"
         )
-    if applied < known and not new_allowed:
-        raise StoreError(f"{path} has schema {applied}, this ncmon reads {known}: start `ncmon serve` on it once")
+    if applied < (known if oldest is None else oldest) and not new_allowed:
+        raise OlderSchema(f"{path} has schema {applied}, this ncmon reads {known}: start `ncmon serve` on it once")
     return int(applied)
 
 

@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import ncmon
 from ncmon.errors import StoreError
-from ncmon.store import schema
-from ncmon.store.connection import Reader, connect_reader, describe
+from ncmon.store import older, schema
+from ncmon.store.connection import Reader, describe
 from ncmon.store.edit import connect_editor, taking_turns, transaction
 from ncmon.store.migrate import add_columns, connect_writer
 
@@ -53,7 +53,7 @@ def merge(source: Path, target: Path, *, runs: Sequence[str] | None = None) -> t
 
     Raises `StoreError`. What was taken over before an error stays; merging again goes on from there.
     """
-    with closing(Reader(source, connect_reader(source))) as reader:
+    with closing(Reader(source, older.connect(source))) as reader:
         if target.exists() and target.samefile(source):
             raise StoreError(f"{source} cannot be merged into itself")
         if not target.exists() or target.stat().st_size == 0:

@@ -24,8 +24,8 @@ from ncmon.bounds import BOUNDS
 from ncmon.errors import NotFound, StoreError, UsageError, near
 from ncmon.metrics import METRICS, resolve
 from ncmon.model import CLASSIFIER_INPUT, Run
-from ncmon.store import schema
-from ncmon.store.connection import Reader, connect_reader, describe
+from ncmon.store import older, schema
+from ncmon.store.connection import Reader, describe
 from ncmon.store.results import Rows, RunSummary, StoredGap, StoredRejection
 from ncmon.store.runs import RUN_COLUMNS, StoredRun, run_of
 
@@ -49,7 +49,7 @@ class Store:
     @classmethod
     def open(cls, path: Path) -> Store:
         """Open a database; raises `StoreError` when it is missing, foreign, newer than this ncmon or damaged."""
-        return cls(path, connect_reader(path))
+        return cls(path, older.connect(path))
 
     def close(self) -> None:
         """Close the database. Closing twice does nothing."""
@@ -176,7 +176,7 @@ ORDER BY c.run_key, w.step, w.exact"""  # noqa: S608 names are columns
         """
         deadline = time.monotonic() + timeout_s
         # A connection of its own: limits and the authoriser must not outlive the statement.
-        with closing(connect_reader(self.path)) as connection:
+        with closing(older.connect(self.path)) as connection:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
             connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
             connection.set_authorizer(_authorise)

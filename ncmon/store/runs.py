@@ -61,6 +61,16 @@ class StoredRun:
         return self.run.config
 
     @property
+    def status(self) -> str:
+        """How it stands: `live`, `finished` or `failed`, as it was when the run was looked up."""
+        return self.run.status
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Its tags, the trainer's or those that the user gave."""
+        return self.run.tags
+
+    @property
     def layers(self) -> tuple[LayerKey, ...]:
         """The layers seen so far, in the order of the forward pass."""
         rows = self._reader.execute(
