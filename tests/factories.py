@@ -49,8 +49,12 @@ def simplex(n_classes: int, n_features: int) -> FloatArray:
         rows = np.random.default_rng(n_classes).normal(size=(n_classes, n_features))
         rows -= rows.mean(axis=0)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    centred = np.eye(n_classes) - 1.0 / n_classes
-    vectors = np.linalg.svd(centred)[0][:, : n_classes - 1]
+    # Helmert's basis of what is orthogonal to 1: an SVD of the centring matrix, whose singular values are all equal,
+    # gives another basis on every processor, and with it other numbers in every snapshot.
+    place = np.arange(1, n_classes)
+    vectors = np.triu(np.ones((n_classes, n_classes - 1)))
+    vectors[place, place - 1] = -place
+    vectors /= np.sqrt(place * (place + 1))
     rows = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.pad(rows, ((0, 0), (0, n_features - (n_classes - 1))))
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket as sockets
 import subprocess
 import sys
 import tempfile
@@ -27,19 +26,9 @@ from ncmon_client.line import Line
 from ncmon_client.outbox import Outbox
 from ncmon_client.sender import Sender
 from tests.messages import STREAM, Prepared, make_gap, make_info
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.sockets
-
-
-def free_port() -> int:
-    """Return the first of three ports in a row that nobody has."""
-    for _ in range(50):
-        with sockets.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-        if port < 65_000 and port % 3 == 0:
-            return port
-    pytest.fail("no port")
 
 
 class Fort:
@@ -48,7 +37,7 @@ class Fort:
     def __init__(self) -> None:
         self.server = ServerKey(**dict(zip(("public", "secret"), new_pair(), strict=True)))
         self.pairs = {name: new_pair() for name in ("writer", "viewer", "stranger")}
-        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
+        self.endpoint = f"tcp://127.0.0.1:{free_ports(3)}"
         self.view = f"tcp://127.0.0.1:{int(self.endpoint.rpartition(':')[2]) + 1}"
         read, self._write = os.pipe()
         self._read = read
@@ -159,7 +148,7 @@ def test_a_proof_that_nobody_can_pass_is_no_proof(fort: Fort) -> None:
 def test_tcp_without_keys_is_refused() -> None:
     read, write = os.pipe()
     with pytest.raises(ListenError, match="tcp needs keys"):
-        Transport([f"tcp://127.0.0.1:{free_port()}"], wake_fd=read)
+        Transport([f"tcp://127.0.0.1:{free_ports(3)}"], wake_fd=read)
     os.close(read)
     os.close(write)
 
@@ -234,7 +223,7 @@ class Site:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.port = free_port()
+        self.port = free_ports(3)
         self.endpoint = f"tcp://127.0.0.2:{self.port}"
         self.environment = {
             **os.environ,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import urllib.request
 from pathlib import Path
 
@@ -12,20 +11,14 @@ import ncmon
 from ncmon import prometheus
 from ncmon.errors import ListenError, UsageError
 from tests.ncmon.tui.stage import make_store
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+from tests.ports import free_ports
 
 
 @pytest.mark.sockets
 def test_the_figures_are_those_of_the_store(tmp_path: Path) -> None:
     parser = pytest.importorskip("prometheus_client.parser")
     path = make_store(tmp_path / "runs.db", epochs=6, hostile=True)
-    port = free_port()
+    port = free_ports()
     counted = {"accepted": 7, "stored": 5, "rejected": 1, "waiting": 1, "connected": 2}
     stop = prometheus.serve(("127.0.0.1", port), path, lambda: counted)
     try:
