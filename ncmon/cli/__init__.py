@@ -27,6 +27,7 @@ COMMANDS = {
     "metrics": "Say what each number means.",
     "query": "Ask the database in SQL, read-only.",
     "export": "Write runs to files that other tools read.",
+    "log": "Log runs to Weights & Biases or TensorBoard, live too.",
     "plot": "Draw runs as PNG, SVG or PDF.",
     "report": "Write one HTML file about a run.",
     "tag": "Give a run tags.",

@@ -79,7 +79,7 @@ def command(
         if output is not None and output.suffix == ".db":
             _export_database(store.path, output, runs)
             return
-        choice = _choice(store, runs, metrics, layers, splits)
+        choice = choice_of(store, runs, metrics, layers, splits)
         path = output or parquet or tensorboard
         assert path is not None
         what = _export(path, runs, choice, table or "history", directory=output is None, events=tensorboard is not None)
@@ -95,7 +95,7 @@ def _check_output(path: Path, table: str | None) -> None:
         raise UsageError(f"--table is of .csv, .jsonl and .parquet; {path.suffix} has everything")
 
 
-def _choice(
+def choice_of(
     store: Store, runs: list[StoredRun], metrics: tuple[str, ...], layers: tuple[str, ...], splits: tuple[str, ...]
 ) -> Choice:
     """Return what was asked for, checked against what there is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
         "ncmon metrics nc1_pinv",
         "ncmon metrics --format json",
         "ncmon metrics --datasette runs > metadata.json",
+        "ncmon metrics --grafana > dashboard.json",
     ),
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--markdown", is_flag=True, help="As the table of the README.")
 @click.option("--datasette", metavar="DB", help="As metadata for Datasette on DB.db: what tables and columns mean.")
+@click.option("--grafana", is_flag=True, help="As a dashboard for Grafana, over `ncmon serve --metrics`.")
 @format_option
-def command(names: tuple[str, ...], markdown: bool, datasette: str | None, form: str) -> None:
+def command(names: tuple[str, ...], markdown: bool, datasette: str | None, grafana: bool, form: str) -> None:
     """Say what each number means: its formula, its value at perfect collapse, where it comes from.
 
     K is the number of classes that are present, C that of all classes. With NAMEs, only those.
@@ -45,12 +47,11 @@ def command(names: tuple[str, ...], markdown: bool, datasette: str | None, form:
             if resolve(name) not in known:
                 raise NotFound(f"no metric is named {name!r}{near(name, known)}")
         entries = [known[resolve(name)] for name in dict.fromkeys(names)]
-    if datasette is not None:
-        if names or markdown or form != "table":
-            raise UsageError("--datasette is everything in a format of its own: leave names and formats out")
-        from ncmon.cli.datasette import metadata
-
-        write(json.dumps(metadata(Path(datasette).stem), indent=2) + "\n")
+    if datasette is not None or grafana:
+        option = "--grafana" if grafana else "--datasette"
+        if names or markdown or form != "table" or (grafana and datasette is not None):
+            raise UsageError(f"{option} is everything in a format of its own: leave names and formats out")
+        write(json.dumps(_neighbour(datasette), indent=2) + "\n")
         return
     if markdown and form != "table":
         raise UsageError("--markdown is a format of its own: leave --format out")
@@ -60,6 +61,17 @@ def command(names: tuple[str, ...], markdown: bool, datasette: str | None, form:
         write("\n".join(_block(entry) for entry in entries))
     else:
         emit(_listing(entries), form)
+
+
+def _neighbour(datasette: str | None) -> dict[str, Any]:
+    """Return what another tool takes: metadata for Datasette on a database, or else a dashboard for Grafana."""
+    if datasette is None:
+        from ncmon.cli.grafana import dashboard
+
+        return dashboard()
+    from ncmon.cli.datasette import metadata
+
+    return metadata(Path(datasette).stem)
 
 
 def _block(entry: Metric | Bound) -> str:

@@ -7,7 +7,7 @@ missing number looks.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,11 +74,15 @@ class Block:
         return len(self.step)
 
 
-def history_blocks(run: StoredRun, choice: Choice) -> Iterator[Block]:
-    """Return the blocks of `history`, layer by layer, split by split, metric by metric in the registry's order."""
+def history_blocks(run: StoredRun, choice: Choice, *, since: Mapping[str, int] | None = None) -> Iterator[Block]:
+    """Return the blocks of `history`, layer by layer, split by split, metric by metric in the registry's order.
+
+    `since` has, by split, the first step that is wanted.
+    """
     names = [name for name in run.metrics if choice.wants_metric(name)]
     for layer, index, split in _places(run, choice):
-        for name, found in run.histories(names, layer=layer, split=split).items():
+        after = (since or {}).get(split, 0) - 1
+        for name, found in run.histories(names, layer=layer, split=split, since_step=after).items():
             if len(found):
                 yield Block(
                     layer=layer,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ncmon.errors import NotInstalled
+from ncmon.errors import NotInstalled, StoreError
+from ncmon.export.bridge import Point
 from ncmon.export.rows import Block, Choice, complete, history_blocks
+from ncmon.model import Run
 from ncmon.store.runs import StoredRun
 
 LONGEST_NAME = 100
@@ -35,9 +37,50 @@ def write_events(directory: Path, runs: Sequence[StoredRun], choice: Choice) -> 
     return count
 
 
+class EventBoard:
+    """One run in a directory that TensorBoard watches; what was there of it is written anew."""
+
+    def __init__(self, run: Run, directory: Path) -> None:
+        self._run = run
+        self._directory = directory / _plain(f"{run.name[:LONGEST_NAME]}-{run.run_id}")
+        self._files: dict[str, tuple[Any, Any]] = {}
+
+    def last_steps(self) -> Mapping[str, int]:
+        """Return nothing: its files begin at the beginning."""
+        return {}
+
+    def put(self, point: Point) -> None:
+        """Write the scalars of one window."""
+        event_pb2, summary_pb2, _ = _tensorboard()
+        _, writer = self._file(point.split)
+        for (metric, layer), value in point.values.items():
+            scalar = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=f"{metric}/{layer}", simple_value=value)])
+            writer.write(event_pb2.Event(wall_time=point.time, step=point.step, summary=scalar).SerializeToString())
+
+    def flush(self) -> None:
+        """Let TensorBoard see it."""
+        for file, _ in self._files.values():
+            file.flush()
+
+    def close(self, run: Run) -> None:
+        """Close the files."""
+        for file, _ in self._files.values():
+            file.close()
+
+    def _file(self, split: str) -> tuple[Any, Any]:
+        if split not in self._files:
+            path = self._directory / _plain(split) / _file_name(self._run)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = path.open("wb")
+            except OSError as error:
+                raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+            self._files[split] = file, _begin(file, self._run)
+        return self._files[split]
+
+
 def _write(directory: Path, run: StoredRun, blocks: Sequence[Block]) -> int:
-    event_pb2, summary_pb2, record_writer = _tensorboard()
-    path = directory / f"events.out.tfevents.{int(run.run.started)}.ncmon"
+    event_pb2, summary_pb2, _ = _tensorboard()
     events = [
         (at, step, f"{block.metric}/{block.layer}", value)
         for block in blocks
@@ -48,15 +91,26 @@ def _write(directory: Path, run: StoredRun, blocks: Sequence[Block]) -> int:
     ]
     # As they would have been written: TensorBoard takes a step that goes back for a restarted run.
     events.sort(key=lambda event: (event[1], event[2]))
-    with complete(path) as unfinished, unfinished.open("wb") as file:
-        writer = record_writer.RecordWriter(file)
-        writer.write(event_pb2.Event(wall_time=run.run.started, file_version="brain.Event:2").SerializeToString())
-        config = _text_summary(summary_pb2, "config", json.dumps(run.run.config, indent=2))
-        writer.write(event_pb2.Event(wall_time=run.run.started, summary=config).SerializeToString())
+    with complete(directory / _file_name(run.run)) as unfinished, unfinished.open("wb") as file:
+        writer = _begin(file, run.run)
         for at, step, tag, value in events:
             scalar = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, simple_value=value)])
             writer.write(event_pb2.Event(wall_time=at, step=step, summary=scalar).SerializeToString())
     return len(events)
+
+
+def _begin(file: BinaryIO, run: Run) -> Any:
+    """Write how an event file begins, and return what writes the rest."""
+    event_pb2, summary_pb2, record_writer = _tensorboard()
+    writer = record_writer.RecordWriter(file)
+    writer.write(event_pb2.Event(wall_time=run.started, file_version="brain.Event:2").SerializeToString())
+    config = _text_summary(summary_pb2, "config", json.dumps(dict(run.config), indent=2))
+    writer.write(event_pb2.Event(wall_time=run.started, summary=config).SerializeToString())
+    return writer
+
+
+def _file_name(run: Run) -> str:
+    return f"events.out.tfevents.{int(run.started)}.ncmon"
 
 
 def _text_summary(summary_pb2: Any, tag: str, text: str) -> Any:
