@@ -53,8 +53,7 @@ def _panel(
     axis: Axes, runs: Sequence[StoredRun], name: str, *, layer: str, splits: Sequence[str], scale: str, by_step: bool
 ) -> None:
     drawn: list[Curve] = []
-    guards = [bound.name for bound in series.bounds_of(name) if not bound.at_classifier or layer == CLASSIFIER_INPUT]
-    guards += [LOSS_FLOORS[name]] if name in LOSS_FLOORS else []
+    guarded = False
     for number, (run, name_of) in enumerate(zip(runs, series.labels(runs), strict=True)):
         for place, split in enumerate(one for one in splits if one in run.splits):
             colour = style.COLOURS[(number if len(runs) > 1 else place) % len(style.COLOURS)]
@@ -64,13 +63,17 @@ def _panel(
             found = series.curve(run, name, layer=layer, split=split, by_step=by_step)
             _line(axis, found, colour, dash, label)
             drawn.append(found)
-            for guard in guards:
-                floor = series.curve(run, guard, layer=layer, split=split, by_step=by_step)
-                if len(floor):
-                    axis.plot(floor.x, floor.y, color=colour, linewidth=0.9, linestyle=(0, (1, 1)), alpha=0.8)
-                    drawn.append(floor)
-    if guards and drawn:
-        axis.plot([], [], color=style.GUARANTEED, linewidth=0.9, linestyle=(0, (1, 1)), label="its bound")
+            if name in LOSS_FLOORS:
+                floor = series.curve(run, LOSS_FLOORS[name], layer=layer, split=split, by_step=by_step)
+            else:
+                floor = series.tightest(run, name, layer=layer, split=split, by_step=by_step)
+            if np.isfinite(floor.y).any():
+                axis.plot(floor.x, floor.y, color=colour, linewidth=0.9, linestyle=(0, (1, 1)), alpha=0.8)
+                drawn.append(floor)
+                guarded = True
+    if guarded:
+        label = "its tightest bound"
+        axis.plot([], [], color=style.GUARANTEED, linewidth=0.9, linestyle=(0, (1, 1)), label=label)
     log = series.is_log(name, [one.y for one in drawn], scale)
     if log:
         style.logarithmic(axis)

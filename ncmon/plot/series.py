@@ -50,6 +50,31 @@ def curve(run: StoredRun, metric: str, *, layer: str, split: str, by_step: bool)
     return curve_of(run.history(metric, layer=layer, split=split), by_step=by_step)
 
 
+def tightest(run: StoredRun, metric: str, *, layer: str, split: str, by_step: bool) -> Curve:
+    """Return the tightest bound of a metric at every window: of several guarantees the best one counts.
+
+    Empty where the metric has no bound at this layer; NaN where every bound of a window has a reason.
+    """
+    several = [bound for bound in bounds_of(metric) if not bound.at_classifier or layer == CLASSIFIER_INPUT]
+    if not several:
+        return Curve(x=np.empty(0), y=np.empty(0), exact=False)
+    found = run.histories([bound.name for bound in several], layer=layer, split=split)
+    best: dict[tuple[int, bool], tuple[float, float]] = {}
+    for bound in several:
+        columns = found[bound.name]
+        one = curve_of(columns, by_step=by_step)
+        pick = np.fmax if bound.side == "lower" else np.fmin  # both pass over NaN
+        keys = zip(columns.step.tolist(), columns.exact.tolist(), strict=True)
+        for key, x, y in zip(keys, one.x.tolist(), one.y.tolist(), strict=True):
+            best[key] = (x, float(pick(best.get(key, (x, np.nan))[1], y)))
+    ordered = [best[key] for key in sorted(best)]
+    return Curve(
+        x=np.array([x for x, _ in ordered]),
+        y=np.array([y for _, y in ordered]),
+        exact=all(exact for _, exact in best),
+    )
+
+
 def curve_of(found: Columns, *, by_step: bool) -> Curve:
     """Return columns as a curve."""
     x = found.step if by_step else found.epoch

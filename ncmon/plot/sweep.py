@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ncmon.bounds import BOUNDS
 from ncmon.errors import NotFound, near
 from ncmon.model import FloatArray
 from ncmon.plot import series, style
@@ -49,7 +48,7 @@ def sweep(
     with style.styled():
         figure, axes = style.grid(len(asked), columns=3, width=3.5, height=2.8)
         for axis, name in zip(axes, asked, strict=True):
-            drawn = []
+            drawn, guarded = [], False
             for place, split in enumerate(shown):
                 y = np.array([_last(run, name, at, split) for _, run in placed])
                 colour = style.COLOURS[place % len(style.COLOURS)]
@@ -59,12 +58,12 @@ def sweep(
                 means = np.array([_mean(y[x == centre]) for centre in centres])
                 axis.plot(centres, means, color=colour, linewidth=1.0, alpha=0.7)
                 drawn.append(y)
-                for bound in (bound for bound in BOUNDS if bound.of == name):
-                    limits = np.array([_last(run, bound.name, at, split) for _, run in placed])
-                    if np.isfinite(limits).any():
-                        axis.plot(
-                            x, limits, "_", color=colour, markersize=10, label=f"{bound.name}, {style.text(split)}"
-                        )
+                limits = np.array([_last_bound(run, name, at, split) for _, run in placed])
+                if np.isfinite(limits).any():
+                    axis.plot(x, limits, "_", color=colour, markersize=10, markeredgewidth=1.6)
+                    guarded = True
+            if guarded:
+                axis.plot([], [], "_", color=style.GUARANTEED, markersize=10, label="its tightest bound")
             if series.is_log(name, drawn, scale):
                 style.logarithmic(axis)
             ideal = series.target(name, runs[0].run.n_classes)
@@ -84,6 +83,14 @@ def _last(run: StoredRun, name: str, layer: str, split: str) -> float:
         return float("nan")
     found = run.history(name, layer=layer, split=split)
     return float(found.value[-1]) if len(found) else float("nan")
+
+
+def _last_bound(run: StoredRun, name: str, layer: str, split: str) -> float:
+    """Return the tightest bound in the last window, NaN where there is none."""
+    if split not in run.splits or layer not in {key.name for key in run.layers}:
+        return float("nan")
+    found = series.tightest(run, name, layer=layer, split=split, by_step=True)
+    return float(found.y[-1]) if len(found) else float("nan")
 
 
 def _mean(values: FloatArray) -> float:

@@ -28,8 +28,9 @@ def test_a_curve_is_the_history(store: Store) -> None:
             assert drawn.get_xdata().tolist() == history.epoch.tolist()
             assert drawn.get_ydata().tolist() == history.value.tolist()
         assert name in axis.get_title()
-    bound = run.history("cert_intra_min", split="train")
-    assert any(line.get_ydata()[:1].tolist() == bound.value[:1].tolist() for line in figure.axes[1].get_lines())
+    bound = series.tightest(run, "intra_cos_min", layer="classifier-input", split="train", by_step=False)
+    drawn_ones = [list(line.get_ydata()) for line in figure.axes[1].get_lines()]
+    assert any(np.array_equal(one, bound.y, equal_nan=True) for one in drawn_ones)
 
 
 def test_several_runs_are_told_apart(store: Store) -> None:
@@ -159,3 +160,17 @@ def test_what_cannot_be_drawn_is_said(store: Store) -> None:
         epochs.metrics([run], splits=["tset"])
     with pytest.raises(UsageError, match="room for one"):
         layers.heat(run, splits=["train", "test"])
+
+
+def test_of_several_bounds_the_tightest_is_drawn(store: Store) -> None:
+    run = store.run("digits-bn")
+    for metric, side in (("intra_cos_min", max), ("inter_cos_max", min)):
+        found = series.tightest(run, metric, layer="classifier-input", split="test", by_step=True)
+        bounds = [run.history(bound.name, split="test") for bound in series.bounds_of(metric)]
+        assert len(bounds) > 1
+        for step, value in zip(found.x, found.y, strict=True):
+            there = [one.value[one.step == step] for one in bounds]
+            finite = [float(one[0]) for one in there if one.size and np.isfinite(one[0])]
+            assert value == side(finite) if finite else np.isnan(value)
+        assert np.isfinite(found.y).any()
+    assert len(series.tightest(run, "nc1_pinv", layer="classifier-input", split="test", by_step=True)) == 0
