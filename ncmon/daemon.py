@@ -25,12 +25,15 @@ import msgspec
 
 import ncmon
 from ncmon import config, disk, ingest, prometheus, security
+from ncmon.alerts import Limits
+from ncmon.bell import Bell
 from ncmon.collector import Collector, Ready
 from ncmon.desk import Desk
 from ncmon.errors import ListenError, Rejected, StoreError
 from ncmon.evaluate import evaluate
 from ncmon.gate import Proof
 from ncmon.keyring import Keyring
+from ncmon.lookout import Lookout
 from ncmon.model import Evaluation, Gap, Rejection, RunEnd, StreamSeq, Window
 from ncmon.process import StopSignal, resident_bytes
 from ncmon.reception import CREDIT_BYTES, Complaints, Reception
@@ -69,6 +72,7 @@ class Daemon:
         keyring: Keyring | None = None,
         space: Callable[[Path], disk.Space | None] = disk.space,
         max_bytes: int | None = None,
+        lookout: Lookout | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -89,6 +93,7 @@ class Daemon:
         """As of the last second; for other threads."""
         self._desk = Desk(database)
         self._space = space
+        self._lookout = lookout
         self._next_look = monotonic()
         self._max_bytes = max_bytes
         self._next_trim = monotonic() + TRIM_EVERY_S
@@ -210,6 +215,8 @@ class Daemon:
                 self._stored += len(record.origins)
         self._reception.stored([origin for record in batch for origin in record.origins])
         self._send_answers()
+        if self._lookout is not None:
+            self._guard("alerts", self._lookout.committed, [record.item for record in batch])
         self._guard("news", self._publish)
 
     def _check_space(self) -> None:
@@ -290,6 +297,7 @@ class Daemon:
                 "duplicates": counters.duplicates,
                 "refused": counters.refused + (self._transport.gate.refused if self._transport.gate else 0),
                 "connected": self._transport.connected,
+                "alerts": self._lookout.raised if self._lookout is not None else 0,
             },
         }
 
@@ -305,6 +313,8 @@ class Daemon:
         self._connected_runs = self._reception.connected_runs(self._transport.connected)
         self._reception.remind()
         self._guard("the list of keys", self._watch_keys)
+        if self._lookout is not None:
+            self._guard("alerts", self._lookout.tick)
         if self._max_bytes is not None and now >= self._next_trim and not self._trouble:
             self._next_trim = now + TRIM_EVERY_S
             self._guard("the size of the store", self._trim, self._max_bytes)
@@ -348,11 +358,14 @@ def run_daemon(
     stop: StopSignal | None = None,
     metrics: str | None = None,
     max_bytes: int | None = None,
+    limits: Limits | None = None,
+    on_alert: Sequence[str] = (),
 ) -> int:
     """Serve `database` at the endpoints `listen` (by default the user's own) until SIGTERM or SIGINT; return 0.
 
     `ready` is called with the endpoints once clients can connect; a line in the log that begins with `ready` says the
     same. `metrics` is HOST:PORT for Prometheus; `max_bytes` the size that arrays may fill.
+    `limits` are those of the alerts' rules; `on_alert` is a command that gets every alert as JSON.
 
     Raises `ListenError` or `StoreError` where it cannot begin: another daemon serves the database or a socket, an
     endpoint is not allowed, keys are missing, a directory is open to others, the database is not ours.
@@ -389,7 +402,17 @@ def run_daemon(
             transport = Transport(endpoints, wake_fd=stop.fileno(), key=key, allowed=allowed)
         stack.enter_context(transport)
         transport.prove()
-        daemon = Daemon(writer=writer, transport=transport, database=database, keyring=keyring, max_bytes=max_bytes)
+        bell = stack.enter_context(Bell(on_alert)) if on_alert else None
+        lookout = Lookout(writer, limits=limits, ring=bell.ring if bell is not None else None)
+        stack.callback(lookout.close)
+        daemon = Daemon(
+            writer=writer,
+            transport=transport,
+            database=database,
+            keyring=keyring,
+            max_bytes=max_bytes,
+            lookout=lookout,
+        )
         stack.callback(daemon.close)
         proof: Proof | None = None
         if transport.gate is not None and key is not None:

@@ -30,7 +30,7 @@ from ncmon import config, packing
 from ncmon.bounds import BOUNDS
 from ncmon.errors import NcmonError, NotFound, UsageError
 from ncmon.metrics import METRICS, by_name
-from ncmon.model import CLASSIFIER_INPUT, FloatArray, LayerKey, Run
+from ncmon.model import CLASSIFIER_INPUT, Alert, FloatArray, LayerKey, Run
 from ncmon.store.queries import Store
 from ncmon.store.results import Columns, RunSummary, WindowReadings
 from ncmon.store.runs import StoredRun
@@ -48,6 +48,8 @@ from ncmon.store.screens import (
 
 STALE_AFTER_S = 90.0
 REMOTE_TIMEOUT_S = 3.0
+MOST_ALERTS = 500
+"""Alerts of a snapshot."""
 UNMARKED = 8
 """How many of the newest runs stand side by side where none is marked."""
 ASK_TIMEOUT_S = 0.3
@@ -167,6 +169,8 @@ class Snapshot:
     """One line on why there is nothing to see; empty otherwise."""
     runs: tuple[RunSummary, ...] = ()
     detail: Detail | None = None
+    alerts: tuple[Alert, ...] = ()
+    """Those that are open, then the newest of those that are over."""
     counters: Mapping[str, int] = field(default_factory=dict)
     """The daemon's own, empty without one."""
     selection: Selection = Selection()
@@ -252,12 +256,12 @@ class Feed:
             seen: tuple[Any, ...] = (source, database, store.revision(), selection)
             if seen == self._seen and self._last is not None:
                 return self._replaced(source, counters)
-            runs = store.summary()
+            runs, alerts = store.summary(), store.alerts(limit=MOST_ALERTS)
             parts = self._parts(store, selection, runs)
             error = ""
         except NcmonError as problem:
             self.close()
-            seen, runs, parts, error = (source, database, str(problem), selection), (), {}, str(problem)
+            seen, runs, alerts, parts, error = (source, database, str(problem), selection), (), (), {}, str(problem)
             if source is SourceState.DOWN and not database.exists():
                 error = ""
         if seen != self._seen:
@@ -271,6 +275,7 @@ class Feed:
             host=str((status or {}).get("host", "")),
             error=error,
             runs=runs,
+            alerts=alerts,
             counters=counters,
             selection=selection,
             **parts,
@@ -452,6 +457,11 @@ def plain(snapshot: Snapshot, *, limit: int = 20) -> str:
             f" {_short(value('nc1_pinv')):>9} {_short(value('intra_cos_min')):>7} {_short(value('inter_cos_max')):>7}"
             f" {_short(value('ncc_acc')):>7}"
         )
+    names = {summary.run.run_id: summary.run.name for summary in snapshot.runs}
+    for alert in snapshot.alerts:
+        if alert.pressing:
+            name = printable(names.get(alert.run_id, alert.run_id))
+            lines.append(f"! {alert.rule}  {name}  {printable(alert.text)}  (ncmon ack {alert.alert_id})")
     detail = snapshot.detail
     if detail is not None and detail.layer is not None:
         for split, window in detail.latest.items():

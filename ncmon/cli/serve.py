@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,10 +16,18 @@ from ncmon.cli import diagnostics
 from ncmon.cli.arguments import database_option, examples
 from ncmon.errors import ListenError, UsageError
 
+if TYPE_CHECKING:
+    from ncmon.alerts import Limits
+
 
 @click.command(
     "serve",
-    epilog=examples("ncmon serve", "ncmon serve --headless --db runs.db", "ncmon serve --listen tcp://10.0.0.5:7070"),
+    epilog=examples(
+        "ncmon serve",
+        "ncmon serve --headless --db runs.db",
+        "ncmon serve --listen tcp://10.0.0.5:7070",
+        "ncmon serve --on-alert 'mail -s ncmon me@example.org'",
+    ),
 )
 @database_option
 @click.option(
@@ -36,8 +45,27 @@ from ncmon.errors import ListenError, UsageError
     callback=lambda _context, _option, text: size(text),
     help="Keep the database below this, like 500M or 20G, by dropping arrays of old windows. Scalars always stay.",
 )
+@click.option(
+    "--on-alert",
+    metavar="COMMAND",
+    help="Run this for every alert, with the alert as JSON on its standard input. No shell; it has 30 s.",
+)
+@click.option(
+    "--alert",
+    "said",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A limit of the alerts' rules (overhead-share=0.1), or a rule that is not wanted (class-dead=off);"
+    " `ncmon alerts --rules` lists them. May be given several times.",
+)
 def command(
-    database: Path | None, listen: tuple[str, ...], headless: bool, metrics: str | None, max_bytes: int | None
+    database: Path | None,
+    listen: tuple[str, ...],
+    headless: bool,
+    metrics: str | None,
+    max_bytes: int | None,
+    on_alert: str | None,
+    said: tuple[str, ...],
 ) -> int:
     """Receive windows from trainings, store them and show them.
 
@@ -48,13 +76,24 @@ def command(
     if any(map(config.is_tcp, endpoints)) and not any(map(config.ipc_path, endpoints)):
         # The terminal UI, `ncmon watch` and the trainings of this machine need no key.
         endpoints.insert(0, config.default_endpoint())
+    limits, words = _alerting(on_alert, said)
     refuse_second(endpoints)
     if headless or not has_terminal():
         from ncmon.daemon import run_daemon
 
-        return run_daemon(path, endpoints, metrics=metrics, max_bytes=max_bytes)
+        return run_daemon(path, endpoints, metrics=metrics, max_bytes=max_bytes, limits=limits, on_alert=words)
     more = [*(("--metrics", metrics) if metrics else ()), *(("--max-bytes", str(max_bytes)) if max_bytes else ())]
+    more += [*(("--on-alert", on_alert) if on_alert else ()), *(word for text in said for word in ("--alert", text))]
     return _on_terminal(path, endpoints, more)
+
+
+def _alerting(on_alert: str | None, said: tuple[str, ...]) -> tuple[Limits, tuple[str, ...]]:
+    """Return the rules' limits and the command's words; `UsageError` for what cannot be."""
+    from ncmon.alerts import RULES, parse_limits
+    from ncmon.bell import parse_command
+
+    limits = parse_limits(said, [rule.name for rule in RULES])
+    return limits, () if on_alert is None else parse_command(on_alert)
 
 
 def size(text: str | None) -> int | None:

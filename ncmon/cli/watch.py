@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,10 @@ from ncmon.errors import StoreError
 
 if TYPE_CHECKING:
     from ncmon.feed import Snapshot
+
+
+ALERT_EXIT_CODE = 3
+"""Of a look at runs of which an alert is open that nobody has acknowledged."""
 
 
 @click.command(
@@ -35,6 +40,7 @@ def command(target: str | None, once: bool, form: str | None, theme: str | None,
     """Show runs in the terminal: of the daemon of this user, of an endpoint, or of a database file.
 
     An endpoint is ipc://... on this machine, or tcp://HOST:PORT on another, with a key that may view (`ncmon keys`).
+    --once ends with 3 while an alert is open that nobody has acknowledged (`ncmon alerts`).
     """
     if not once and form is None and has_terminal():
         from ncmon.tui.app import run_ui
@@ -54,7 +60,7 @@ def _look(target: str | None, form: str) -> int:
     if snapshot.error:
         raise StoreError(snapshot.error)
     write(json.dumps(_record(snapshot), indent=2) + "\n" if form == "json" else plain(snapshot))
-    return 0
+    return ALERT_EXIT_CODE if any(alert.pressing for alert in snapshot.alerts) else 0
 
 
 def _record(snapshot: Snapshot) -> dict[str, Any]:
@@ -66,6 +72,7 @@ def _record(snapshot: Snapshot) -> dict[str, Any]:
         "state": snapshot.source.value,
         "database": str(snapshot.database),
         "counters": dict(snapshot.counters),
+        "alerts": [asdict(alert) for alert in snapshot.alerts if alert.open],
         "runs": [
             {
                 "run_id": summary.run.run_id,
