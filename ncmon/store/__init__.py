@@ -9,6 +9,8 @@
     results     what reading returns
     runs        one stored run
     queries     the whole store
+    screens     what screens ask beyond histories
+    arrivals    windows in the order in which they came
 
 It knows neither who writes nor who looks.
 """

@@ -25,7 +25,8 @@ os.environ.setdefault("TEXTUAL_FPS", "15")
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
-from ncmon.feed import Feed, Selection, Snapshot, open_feed
+from ncmon.feed import Reads, Selection, Snapshot
+from ncmon.feeds import open_feeds
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.tui import keys, palette, sheets
 from ncmon.tui.keys import NcmonKeys
@@ -66,7 +67,7 @@ class NcmonApp(App[None]):
 
     def __init__(
         self,
-        feed: Feed,
+        feed: Reads,
         *,
         clock: Callable[[], float] = time.time,
         ascii: bool = False,
@@ -320,12 +321,12 @@ def speaks_unicode() -> bool:
     return not said or "utf" in said.lower()
 
 
-def run_ui(target: str | None, *, theme: str | None = None, ascii: bool = False, run_first: bool = False) -> int:
-    """Run the terminal UI on a target until the user leaves; return the exit code.
+def run_ui(*targets: str, theme: str | None = None, ascii: bool = False, run_first: bool = False) -> int:
+    """Run the terminal UI on targets (none: this user's daemon) until the user leaves; return the exit code.
 
     Raises `UsageError` for a target that cannot be, or a theme that there is not.
     """
-    app = NcmonApp(open_feed(target), ascii=ascii or not speaks_unicode(), run_first=run_first, look=look_file())
+    app = NcmonApp(open_feeds(targets), ascii=ascii or not speaks_unicode(), run_first=run_first, look=look_file())
     if theme is not None:
         if theme not in app.available_themes:
             known = [*palette.THEMES, *sorted(set(app.available_themes) - set(palette.THEMES))]

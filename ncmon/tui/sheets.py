@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ncmon.feed import printable
+from ncmon.cells import printable
 
 Sheet = tuple[Sequence[str], Sequence[Sequence[object]]]
 

@@ -10,7 +10,8 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
 
-from ncmon.feed import Detail, Snapshot, main_split, target_of
+from ncmon.detail import Detail, main_split
+from ncmon.feed import Snapshot, target_of
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.tui import palette
 from ncmon.tui.format import fit, number, percent, printable

@@ -113,6 +113,8 @@ class RunTable(Lines, can_focus=True):
         self.empty: Sequence[str] = ()
         self.marked: Collection[str] = ()
         self.baseline: str | None = None
+        self.sources: Sequence[str] = ()
+        """Labels of several targets: then each run says which it is of."""
         self._runs: tuple[RunSummary, ...] = ()
         self._states: dict[str, RunState] = {}
         self._now = 0.0
@@ -171,8 +173,9 @@ class RunTable(Lines, can_focus=True):
 
     def compose_rows(self, width: int, height: int) -> Sequence[Row]:
         """Return the heading and the runs in sight."""
-        name_width, columns, trend = _layout(width)
-        heading = f"    {fit('RUN', name_width)} STATE"
+        lane = min(max(map(len, ("SOURCE", *self.sources))), max(width // 6, 6)) + 1 if self.sources else 0
+        name_width, columns, trend = _layout(width - lane)
+        heading = f"    {fit('RUN', name_width)}{fit(' SOURCE', lane)} STATE"
         heading += "".join(f" {column.title:>{column.width}}" for column in columns)
         if trend:
             heading += f"  {'NC1 trend':<{trend}}"
@@ -186,7 +189,7 @@ class RunTable(Lines, can_focus=True):
         self._top = min(max(self._top, cursor - visible + 1), cursor)
         self._top = max(0, min(self._top, len(self._runs) - visible))
         for place in range(self._top, min(self._top + visible, len(self._runs))):
-            rows.append(self._row(self._runs[place], place == cursor, name_width, columns, trend, width))
+            rows.append(self._row(self._runs[place], place == cursor, name_width, lane, columns, trend, width))
         return rows
 
     def _flag(self, run_id: str) -> Span:
@@ -196,7 +199,14 @@ class RunTable(Lines, can_focus=True):
         return ("+", palette.GOOD) if run_id in self.marked else (" ", palette.NULL)
 
     def _row(
-        self, summary: RunSummary, here: bool, name_width: int, columns: Sequence[Column], trend: int, width: int
+        self,
+        summary: RunSummary,
+        here: bool,
+        name_width: int,
+        lane: int,
+        columns: Sequence[Column],
+        trend: int,
+        width: int,
     ) -> Row:
         state = self._states.get(summary.run.run_id, RunState.LIVE)
         mark = "▸" if here else " "
@@ -206,6 +216,7 @@ class RunTable(Lines, can_focus=True):
             self._flag(summary.run.run_id),
             (f"{palette.RUN_GLYPHS[state]} ", palette.RUN_STYLES[state]),
             (fit(summary.run.name, name_width), name_style),
+            (fit(f" {summary.run.run_id.rpartition('@')[2]}", lane) if lane else "", palette.DIM),
             (f" {_word(state)}", palette.RUN_STYLES[state]),
         ]
         if state is RunState.STALE and summary.run.last_seen is not None:
