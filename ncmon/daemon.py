@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 import ncmon
-from ncmon import config, disk, prometheus, security
+from ncmon import config, disk, packing, prometheus, security
 from ncmon.alerts import Limits
 from ncmon.bell import Bell
 from ncmon.collector import Collector
@@ -187,13 +187,29 @@ class Daemon:
     # -- viewers, and care --------------------------------------------------------------------------------------------
 
     def _serve_viewers(self) -> None:
-        for envelope, request in self._transport.requests():
+        for envelope, request, user in self._transport.requests():
             if request == b"status":
                 self._transport.answer(envelope, msgspec.msgpack.encode(self.status()))
+            elif (seen := self._desk.seen(request)) is not None:
+                self._transport.answer(envelope, self._acknowledge(seen, user))
             else:
                 self._transport.answer(envelope, self._desk.answer(request, self.status()))
         if self._transport.new_listeners():
             self._publish()
+
+    def _acknowledge(self, ids: Sequence[int], user: str) -> bytes:
+        """Mark alerts as seen for a viewer who may write; return the answer."""
+        writers = {one.name for one in self._keyring.allowed() if "write" in one.roles} if self._keyring else set()
+        problem = ""
+        if user and user not in writers:
+            problem = f"the key {user} may look and not write: `ncmon keys new NAME --view --write` makes one that may"
+        else:
+            try:
+                self._writer.acknowledge(ids, now=self._wall())
+                self._publish()
+            except StoreError as error:
+                problem = str(error)
+        return msgspec.msgpack.encode(packing.Done(problem=problem))
 
     def status(self) -> dict[str, Any]:
         """Return the answer to a viewer's request `status`."""

@@ -27,10 +27,11 @@ from typing import Any, Protocol
 from ncmon import config, packing
 from ncmon.bounds import BOUNDS
 from ncmon.detail import BOUNDED, BOUNDED_PAIRS, LAYER_TABLE, Detail, bounds_split, main_split, read_detail
-from ncmon.errors import NcmonError, NotFound, UsageError
+from ncmon.errors import NcmonError, NotFound, StoreError, UsageError
 from ncmon.metrics import METRICS, by_name
 from ncmon.model import CLASSIFIER_INPUT, Alert, FloatArray, Run
 from ncmon.store.arrivals import Arrival, arrivals, last_arrival
+from ncmon.store.edit import Editor
 from ncmon.store.queries import Store
 from ncmon.store.results import RunSummary
 from ncmon.store.screens import (
@@ -172,6 +173,9 @@ class Reads(Protocol):
     def read(self, selection: Selection) -> Snapshot:
         """Return what there is now."""
 
+    def acknowledge(self, alert: Alert, database: Path | None) -> None:
+        """Say that an alert was seen; `database` is that of the snapshot. Any thread. Raises `NcmonError`."""
+
     def close(self) -> None:
         """Let go of everything."""
 
@@ -271,6 +275,16 @@ class Feed:
             **parts,
         )
         return self._last
+
+    def acknowledge(self, alert: Alert, database: Path | None) -> None:
+        """Say that an alert was seen, to the database or to a daemon on another machine; raises `NcmonError`."""
+        if self._endpoint is not None and config.is_tcp(self._endpoint):
+            _acknowledge_at(self._endpoint, alert)
+            return
+        if database is None:
+            raise StoreError("there is no database to write to")
+        with Editor.open(database) as editor:
+            editor.acknowledge([alert.alert_id], now=self._clock())
 
     def _read_remote(self, endpoint: str, selection: Selection) -> Snapshot:
         """Ask the daemon for what it shows. The last answer stays on view while none comes."""
@@ -387,6 +401,19 @@ def _ask_for(endpoint: str, selection: Selection, seen: str) -> tuple[packing.Re
     if seen and reply.token == seen:
         return reply, None
     return reply, packing.decode(reply.snapshot, Snapshot)
+
+
+def _acknowledge_at(endpoint: str, alert: Alert) -> None:
+    import msgspec
+
+    from ncmon.transport import ask
+
+    request = msgspec.msgpack.encode(packing.Acknowledge(acknowledge=[alert.alert_id]))
+    answer = ask(config.view_endpoint(endpoint), request, timeout_s=REMOTE_TIMEOUT_S)
+    if not answer:
+        raise NcmonError(f"no answer from {endpoint}: is the daemon there, and does it know alerts?")
+    if problem := packing.decode(answer, packing.Done).problem:
+        raise NcmonError(problem)
 
 
 def target_of(metric: str, n_classes: int) -> float | None:

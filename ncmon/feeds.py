@@ -86,7 +86,7 @@ class Reader:
     def __init__(self, label: str, feed: Feed, clock: Callable[[], float]) -> None:
         self.label = label
         self.answer: Answer | None = None
-        self._feed = feed
+        self.feed = feed
         self._clock = clock
         self._changed = threading.Condition()
         self._wish: Selection | None = None
@@ -121,12 +121,12 @@ class Reader:
                     if self._closed or self._wish is None:
                         return
                     selection, self._wish, self._busy = self._wish, None, True
-                snapshot = self._feed.read(selection)
+                snapshot = self.feed.read(selection)
                 with self._changed:
                     self.answer, self._busy = Answer(selection=selection, snapshot=snapshot, at=self._clock()), False
                     self._changed.notify_all()
         finally:
-            self._feed.close()
+            self.feed.close()
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
@@ -167,6 +167,14 @@ class Feeds:
             reader.ask(questions[reader.label])
         in_time = [reader for reader in asked if reader.wait(until)]
         return {reader.label: reader.answer.snapshot for reader in in_time if reader.answer is not None}
+
+    def acknowledge(self, alert: Alert, database: Path | None) -> None:
+        """Say that an alert was seen, to the target that it came from; raises `NcmonError`."""
+        run_id, label = _parted(alert.run_id)
+        for reader in self._readers:
+            if reader.label == label:
+                own = reader.answer.snapshot.database if reader.answer is not None else None
+                reader.feed.acknowledge(replace(alert, run_id=run_id), own)
 
     def read(self, selection: Selection) -> Snapshot:
         """Return what there is now, of all targets. Never raises for what one of them does: its state says it."""
@@ -294,7 +302,7 @@ def _alerts(answers: Mapping[str, Answer]) -> tuple[Alert, ...]:
         for label, answer in answers.items()
         for alert in answer.snapshot.alerts
     ]
-    return tuple(sorted(found, key=lambda one: (not one.open, one.acknowledged is not None, -one.since)))
+    return tuple(sorted(found, key=lambda one: (not one.open, not one.pressing, -one.since)))
 
 
 def _timeless(seen: tuple[object, ...]) -> tuple[object, ...]:

@@ -90,10 +90,11 @@ def state(connection: sqlite3.Connection, since: float) -> tuple[tuple[Alert, ..
 def read(
     reader: Executes, *, run_id: str | None = None, only_open: bool = False, limit: int | None = None
 ) -> tuple[Alert, ...]:
-    """Return alerts: open ones first, of those the ones that nobody has acknowledged; each kind the newest first."""
+    """Return alerts: open ones first, of those the ones that press; each kind the newest first."""
     rows = reader.execute(
         f"""SELECT {COLUMNS} {_FROM} WHERE (:run IS NULL OR r.run_id = :run) AND (NOT :open OR a.cleared IS NULL)
-ORDER BY a.cleared IS NOT NULL, a.acknowledged IS NOT NULL, a.since DESC, a.alert_key DESC LIMIT :limit""",
+ORDER BY a.cleared IS NOT NULL, a.acknowledged IS NOT NULL OR a.severity = 'info', a.since DESC, a.alert_key DESC
+LIMIT :limit""",
         {"run": run_id, "open": only_open, "limit": -1 if limit is None else limit},
     )
     return tuple(alert_of(row) for row in rows)

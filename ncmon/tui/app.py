@@ -16,7 +16,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ncmon.errors import UsageError
+from ncmon.alerts import RULES, title_of
+from ncmon.cells import printable
+from ncmon.errors import NcmonError, UsageError
 
 # Read by Textual when it is imported. A monitor over ssh has no use for animations or for sixty frames a second.
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
@@ -27,13 +29,14 @@ from textual.screen import Screen
 
 from ncmon.feed import Reads, Selection, Snapshot
 from ncmon.feeds import open_feeds
-from ncmon.model import CLASSIFIER_INPUT
+from ncmon.model import CLASSIFIER_INPUT, Alert
 from ncmon.tui import keys, palette, sheets
 from ncmon.tui.keys import NcmonKeys
 from ncmon.tui.look import RATES_S, SMOOTHING, Look, load, look_file, save
 from ncmon.tui.messages import SnapshotReady
 from ncmon.tui.plots import MOST_ZOOM, timeline
-from ncmon.tui.screens.base import DataScreen
+from ncmon.tui.screens.alerts import AlertsScreen
+from ncmon.tui.screens.base import DataScreen, key_of
 from ncmon.tui.screens.bounds import BoundsScreen
 from ncmon.tui.screens.classes import ClassesScreen
 from ncmon.tui.screens.compare import CompareScreen
@@ -49,6 +52,7 @@ SCREENS: dict[str, Callable[[], DataScreen]] = {
     "classes": ClassesScreen,
     "bounds": BoundsScreen,
     "compare": CompareScreen,
+    "alerts": AlertsScreen,
 }
 
 MOST_COPIED = 64_000
@@ -85,6 +89,8 @@ class NcmonApp(App[None]):
         self.zoom = 0
         self.marked: dict[str, None] = {}
         self.baseline: str | None = None
+        self.alert_at: tuple[str, int] | None = None
+        """The alert that A and { } mean."""
         self.export_to = Path.cwd()
         self._look_file = look
         self._feed = feed
@@ -197,6 +203,60 @@ class NcmonApp(App[None]):
         if name == "compare":
             changes["marked"] = tuple(self.marked)
         self.select(**changes)
+
+    def action_alert(self, by: int) -> None:
+        """Go to the next alert that presses, or to the one before; to those that are open where none presses."""
+        if self.shown is None:
+            return
+        alerts = self.shown.open_alerts or tuple(alert for alert in self.shown.alerts if alert.open)
+        if not alerts:
+            self.notify("no alert is open", timeout=2)
+            return
+        keys = [key_of(alert) for alert in alerts]
+        if self.alert_at in keys:
+            place = (keys.index(self.alert_at) + by) % len(keys)
+        else:
+            place = 0 if by > 0 else len(keys) - 1
+        self.alert_at = keys[place]
+        if isinstance(self.screen, AlertsScreen):
+            self.screen.again()
+        else:
+            self.go_to(alerts[place])
+
+    def go_to(self, alert: Alert) -> None:
+        """Show where an alert can be seen, and what it says."""
+        self.alert_at = key_of(alert)
+        rule = next((rule for rule in RULES if rule.name == alert.rule), None)
+        split = {"split": alert.split} if alert.split else {}
+        layer = {"layer": alert.layer} if alert.layer else {}
+        index = {"index": alert.class_index} if alert.class_index is not None else {}
+        self.select(run_id=alert.run_id, **layer, **split, **index)
+        self.action_screen(rule.screen if rule is not None else "run")
+        if isinstance(self.screen, ClassesScreen) and index:
+            self.screen.keep(alert.run_id)
+        text = f"{title_of(alert.rule)}: {printable(alert.text)}"
+        self.notify(text, severity="information" if alert.severity == "info" else "warning", timeout=8, markup=False)
+
+    def action_acknowledge(self) -> None:
+        """Say that the alert under the cursor, or the last one gone to, was seen."""
+        alerts = self.shown.alerts if self.shown is not None else ()
+        if isinstance(self.screen, AlertsScreen):
+            self.alert_at = self.screen.cursor
+        alert = next((alert for alert in alerts if key_of(alert) == self.alert_at), None)
+        if alert is None:
+            self.notify("which alert? } goes to the next one, 7 lists them", timeout=4)
+        elif alert.acknowledged is None:
+            database = self.shown.database if self.shown is not None else None
+            self.run_worker(partial(self._acknowledge, alert, database), thread=True, name="acknowledge")
+
+    def _acknowledge(self, alert: Alert, database: Path | None) -> None:
+        try:
+            self._feed.acknowledge(alert, database)
+        except NcmonError as error:
+            self.call_from_thread(self.notify, str(error), severity="error", timeout=8, markup=False)
+            return
+        self._wake.set()
+        self.call_from_thread(self.notify, f"acknowledged: {title_of(alert.rule)}", timeout=2)
 
     def action_freeze(self) -> None:
         """Hold the picture, or let it go on."""

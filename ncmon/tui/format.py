@@ -7,7 +7,7 @@ import time
 
 from ncmon.cells import cut, fit, printable, width
 
-__all__ = ("age", "clock", "cosine", "cut", "fit", "number", "percent", "printable", "tick", "width")
+__all__ = ("age", "clock", "cosine", "cut", "day_clock", "fit", "number", "percent", "printable", "tick", "width")
 
 
 def number(value: float | None, width: int = 8) -> str:
@@ -68,3 +68,9 @@ def age(seconds: float) -> str:
 def clock(at: float) -> str:
     """Return the local time of day."""
     return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def day_clock(at: float, now: float) -> str:
+    """Return the local hour and minute; of another day than `now`, its date."""
+    there = time.localtime(at)
+    return time.strftime("%H:%M" if there[:3] == time.localtime(now)[:3] else "%d %b", there)

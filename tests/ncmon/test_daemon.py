@@ -71,9 +71,9 @@ class FakeTransport:
     def publish(self, revision: int) -> None:
         self.published.append(revision)
 
-    def requests(self) -> list[tuple[list[bytes], bytes]]:
+    def requests(self) -> list[tuple[list[bytes], bytes, str]]:
         asked, self.asked = self.asked, []
-        return [([b"viewer"], request) for request in asked]
+        return [([b"viewer"], request, "") for request in asked]
 
     def answer(self, envelope: Sequence[bytes], reply: bytes) -> None:
         self.answered.append(reply)

@@ -12,6 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from ncmon import cells
+from ncmon.alerts import title_of
 from ncmon.detail import Detail
 from ncmon.feed import RunState, Snapshot, SourceState
 from ncmon.store.results import RunSummary
@@ -86,6 +87,7 @@ class OverviewScreen(DataScreen):
         table = self.query_one(RunTable)
         table.sources = tuple(source.label for source in snapshot.sources)
         table.marked, table.baseline = self.ncmon.marked, self.ncmon.baseline
+        table.alerts = Counter(alert.run_id for alert in snapshot.open_alerts)
         table.empty = _empty(snapshot, bool(self._filter))
         table.show(self._arranged(snapshot.runs, states), states, snapshot.taken_at)
         self._preview(snapshot, table.cursor)
@@ -135,8 +137,12 @@ class OverviewScreen(DataScreen):
         width = panel.size.width
         rule = "─"
         name = printable(summary.run.name)
+        alert = next((one for one in snapshot.open_alerts if one.run_id == summary.run.run_id), None)
+        if alert is not None:
+            name = fit(f"{name}  ! {title_of(alert.rule)}: {printable(alert.text)}", max(width - 4, 1)).rstrip()
         heading = f"{rule} {name} {rule * max(0, width - len(name) - 3)}"
-        panel.show([((heading[:width], palette.DIM),), _facts(snapshot, summary, width), _config(summary, width)])
+        style = palette.DIM if alert is None else palette.WARN
+        panel.show([((heading[:width], style),), _facts(snapshot, summary, width), _config(summary, width)])
 
     def on_run_table_chosen(self, message: RunTable.Chosen) -> None:
         """Open a run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
+from ncmon import cells
 from ncmon.feed import RunState
 from ncmon.store.results import RunSummary
 from ncmon.tui import palette
@@ -44,12 +45,12 @@ def _epoch(summary: RunSummary) -> str:
 
 
 COLUMNS = (
-    Column(title="EPOCH", width=8, rank=1, text=_epoch, key=lambda s: float(s.epoch or 0)),
+    Column(title="EPOCH", width=7, rank=1, text=_epoch, key=lambda s: float(s.epoch or 0)),
     Column(
-        title="LOSS", width=8, rank=2, text=lambda s: number(_value(s, "ce_loss")), key=lambda s: _value(s, "ce_loss")
+        title="LOSS", width=7, rank=2, text=lambda s: number(_value(s, "ce_loss")), key=lambda s: _value(s, "ce_loss")
     ),
     Column(
-        title="NC1", width=8, rank=0, text=lambda s: number(_value(s, "nc1_pinv")), key=lambda s: _value(s, "nc1_pinv")
+        title="NC1", width=7, rank=0, text=lambda s: number(_value(s, "nc1_pinv")), key=lambda s: _value(s, "nc1_pinv")
     ),
     Column(
         title="minINTRA",
@@ -76,7 +77,10 @@ COLUMNS = (
         key=lambda s: _value(s, "accuracy"),
     ),
 )
-NAME_WIDTH, TREND_WIDTH = 16, 8
+NAME_WIDTH, TREND_WIDTH, MOST_TREND = 14, 8, 32
+TREND_RANK = 5
+"""Columns of this rank and above come after the trend."""
+ALERT_WIDTH, LEAST_WITH_ALERTS = 4, 40
 SORTS = ("started", "name", *(column.title for column in COLUMNS))
 
 
@@ -115,6 +119,8 @@ class RunTable(Lines, can_focus=True):
         self.baseline: str | None = None
         self.sources: Sequence[str] = ()
         """Labels of several targets: then each run says which it is of."""
+        self.alerts: Mapping[str, int] = {}
+        """How many alerts press, of runs that have any."""
         self._runs: tuple[RunSummary, ...] = ()
         self._states: dict[str, RunState] = {}
         self._now = 0.0
@@ -172,7 +178,21 @@ class RunTable(Lines, can_focus=True):
             self._go(place)
 
     def compose_rows(self, width: int, height: int) -> Sequence[Row]:
-        """Return the heading and the runs in sight."""
+        """Return the heading and the runs in sight; the last column is that of alerts, where there are any."""
+        if not self.alerts or width < LEAST_WITH_ALERTS:
+            return self._listed(width, height)
+        rows = self._listed(width - ALERT_WIDTH, height)
+        counts = [self.alerts.get(summary.run.run_id, 0) for summary in self._runs[self._top :]]
+        shown = [
+            ("  !", palette.DIM),
+            *((f" !{count if count > 1 else ''}" if count else "", palette.BAD) for count in counts),
+        ]
+        return [
+            (*row, (" " * max(width - ALERT_WIDTH - sum(cells.width(text) for text, _ in row), 0), palette.NULL), flag)
+            for row, flag in zip(rows, shown, strict=False)
+        ]
+
+    def _listed(self, width: int, height: int) -> Sequence[Row]:
         lane = min(max(map(len, ("SOURCE", *self.sources))), max(width // 6, 6)) + 1 if self.sources else 0
         name_width, columns, trend = _layout(width - lane)
         heading = f"    {fit('RUN', name_width)}{fit(' SOURCE', lane)} STATE"
@@ -237,13 +257,17 @@ def _layout(width: int) -> tuple[int, Sequence[Column], int]:
     """Return the width of the name, the columns that fit, and the width of the trend."""
     left = width - (4 + NAME_WIDTH + 6)
     chosen: list[Column] = []
+    trend = 0
     for column in sorted(COLUMNS, key=lambda c: c.rank):
+        if column.rank >= TREND_RANK and not trend and left >= TREND_WIDTH + 2:
+            # Where a run is heading says more than the rest of the numbers.
+            trend = TREND_WIDTH
+            left -= trend + 2
         if left >= column.width + 1:
             chosen.append(column)
             left -= column.width + 1
-    trend = 0
-    if left >= TREND_WIDTH + 3:
-        trend = min(left - 3, 32)
-        left -= trend + 3
+    if trend:
+        more = min(left, MOST_TREND - trend)
+        trend, left = trend + more, left - more
     columns = [column for column in COLUMNS if column in chosen]
     return NAME_WIDTH + max(0, min(left, 30)), columns, trend
