@@ -6,6 +6,7 @@ The daemon is a process of its own either way: what happens to the screen never 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
     "tcp://HOST:PORT, for other machines, takes two more ports behind it and needs keys (`ncmon keys`).",
 )
 @click.option("--headless", is_flag=True, help="Log instead of showing the terminal UI, as without a terminal.")
+@click.option(
+    "--web",
+    metavar="HOST:PORT",
+    help="Show the terminal UI in a browser, too, by a link with a token (pip install 'ncmon[web]'). On this machine "
+    "only; from elsewhere use `ssh -L PORT:127.0.0.1:PORT HOST`.",
+)
+@click.option("--web-public", is_flag=True, help="Let --web be at an address that other machines can reach.")
 @click.option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there (pip install 'ncmon[metrics]').")
 @click.option(
     "--max-bytes",
@@ -62,6 +70,8 @@ def command(
     database: Path | None,
     listen: tuple[str, ...],
     headless: bool,
+    web: str | None,
+    web_public: bool,
     metrics: str | None,
     max_bytes: int | None,
     on_alert: str | None,
@@ -77,14 +87,34 @@ def command(
         # The terminal UI, `ncmon watch` and the trainings of this machine need no key.
         endpoints.insert(0, config.default_endpoint())
     limits, words = _alerting(on_alert, said)
+    if web is not None:
+        from ncmon.cli.page import Page
+
+        page = Page(web, public=web_public)
+    elif web_public:
+        raise UsageError("--web-public says where --web may be: expected --web HOST:PORT as well")
+    else:
+        page = None
     refuse_second(endpoints)
     if headless or not has_terminal():
         from ncmon.daemon import run_daemon
 
-        return run_daemon(path, endpoints, metrics=metrics, max_bytes=max_bytes, limits=limits, on_alert=words)
-    more = [*(("--metrics", metrics) if metrics else ()), *(("--max-bytes", str(max_bytes)) if max_bytes else ())]
-    more += [*(("--on-alert", on_alert) if on_alert else ()), *(word for text in said for word in ("--alert", text))]
-    return _on_terminal(path, endpoints, more)
+        daemon = partial(
+            run_daemon, path, endpoints, metrics=metrics, max_bytes=max_bytes, limits=limits, on_alert=words
+        )
+        if page is None:
+            return daemon()
+        with page.open(endpoints[0], log=config.log_path(path).with_name(f"{path.stem}-web.log")):
+            return daemon(ready=page.begin)
+    more = [
+        *(("--metrics", metrics) if metrics else ()),
+        *(("--max-bytes", str(max_bytes)) if max_bytes else ()),
+        *(("--web", web) if web else ()),
+        *(("--web-public",) if web_public else ()),
+        *(("--on-alert", on_alert) if on_alert else ()),
+        *(word for text in said for word in ("--alert", text)),
+    ]
+    return _on_terminal(path, endpoints, more, page.link if page is not None else "")
 
 
 def _alerting(on_alert: str | None, said: tuple[str, ...]) -> tuple[Limits, tuple[str, ...]]:
@@ -122,11 +152,13 @@ def refuse_second(endpoints: list[str]) -> None:
             raise ListenError(f"a daemon (pid {pid}) serves {endpoint} already: `ncmon watch{target}` shows it")
 
 
-def _on_terminal(database: Path, endpoints: list[str], more: list[str]) -> int:
+def _on_terminal(database: Path, endpoints: list[str], more: list[str], link: str) -> int:
     from ncmon.cli.children import start_daemon
     from ncmon.tui.app import run_ui
 
     daemon = start_daemon(database, endpoints, log=config.log_path(database), more=more)
+    if link:
+        diagnostics.say(f"in a browser: {link}")
     # Should the screen fail, the daemon lives on: trainings do not depend on screens.
     code = run_ui(endpoints[0])
     if not daemon.running:
@@ -139,5 +171,6 @@ def _on_terminal(database: Path, endpoints: list[str], more: list[str]) -> int:
     daemon.leave()
     diagnostics.say(
         f"serving on (pid {daemon.pid}, log {daemon.log}); `ncmon watch` shows it, `kill {daemon.pid}` ends it"
+        + (f"; in a browser: {link}" if link else "")
     )
     return code

@@ -43,7 +43,7 @@ class OverviewScreen(DataScreen):
 
     def __init__(self) -> None:
         super().__init__(id="overview")
-        self._filter = ""
+        self.filter = ""
 
     def compose_body(self) -> ComposeResult:
         """Make the widgets."""
@@ -56,8 +56,11 @@ class OverviewScreen(DataScreen):
         """The table has the keys; the filter appears when it is asked for."""
         field = self.query_one("#filter", Input)
         field.display, field.cursor_blink = False, False
+        field.value = self.filter
         self.query_one("#sources").display = False
-        self.query_one(RunTable).focus()
+        table = self.query_one(RunTable)
+        table.begin_at(self.ncmon.selection.run_id)
+        table.focus()
 
     def left(self, snapshot: Snapshot) -> list[Span]:
         """Return the left of the status line."""
@@ -67,8 +70,8 @@ class OverviewScreen(DataScreen):
         if snapshot.host:
             left.append((f"  {printable(snapshot.host)}", palette.DIM))
         left.append((f"  {live} live  {len(states) - live} stored", palette.NULL))
-        if self._filter:
-            left.append((f"  /{printable(self._filter)}", palette.BOLD))
+        if self.filter:
+            left.append((f"  /{printable(self.filter)}", palette.BOLD))
         look = self.ncmon.look
         if look.run_sort or look.run_reversed:
             turned = " reversed" if look.run_reversed else ""
@@ -88,7 +91,7 @@ class OverviewScreen(DataScreen):
         table.sources = tuple(source.label for source in snapshot.sources)
         table.marked, table.baseline = self.ncmon.marked, self.ncmon.baseline
         table.alerts = Counter(alert.run_id for alert in snapshot.open_alerts)
-        table.empty = _empty(snapshot, bool(self._filter))
+        table.empty = _empty(snapshot, bool(self.filter))
         table.show(self._arranged(snapshot.runs, states), states, snapshot.taken_at)
         self._preview(snapshot, table.cursor)
 
@@ -112,7 +115,7 @@ class OverviewScreen(DataScreen):
         panel.show(rows)
 
     def _arranged(self, runs: Sequence[RunSummary], states: dict[str, RunState]) -> list[RunSummary]:
-        words = self._filter.lower().split()
+        words = self.filter.lower().split()
 
         def matches(summary: RunSummary) -> bool:
             run = summary.run
@@ -156,7 +159,7 @@ class OverviewScreen(DataScreen):
 
     def on_input_changed(self, message: Input.Changed) -> None:
         """Filter while typing."""
-        self._filter = message.value
+        self.filter = message.value
         self.again()
 
     def on_input_submitted(self, message: Input.Submitted) -> None:
@@ -218,8 +221,8 @@ class OverviewScreen(DataScreen):
     def action_leave(self) -> None:
         """Clear the filter; at the root, quit. Training and daemon go on."""
         field = self.query_one("#filter", Input)
-        if field.display or self._filter:
-            field.value, self._filter, field.display = "", "", False
+        if field.display or self.filter:
+            field.value, self.filter, field.display = "", "", False
             self.query_one(RunTable).focus()
             self.again()
         else:

@@ -133,6 +133,10 @@ class RunTable(Lines, can_focus=True):
         place = self._place()
         return self._runs[place] if self._runs else None
 
+    def begin_at(self, run_id: str | None) -> None:
+        """Put the cursor on a run before there are any."""
+        self._cursor_id = run_id
+
     def show(self, runs: Sequence[RunSummary], states: dict[str, RunState], now: float) -> None:
         """Show these runs; the cursor stays on its run."""
         self._runs, self._states, self._now = tuple(runs), states, now
