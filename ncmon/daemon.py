@@ -6,8 +6,7 @@ Rules of this module
 - Store first, acknowledge second, publish third.
 - Nothing that a client sends ends the daemon or holds up another client; whatever goes wrong with one message stays
   with that message.
-- When the store fails nothing is acknowledged. What was received since the last commit is forgotten, because the
-  clients still hold it, and asked for again after a pause.
+- What is committed, and what a failing store means, is the business of `intake`.
 """
 
 from __future__ import annotations
@@ -24,17 +23,21 @@ from typing import Any
 import msgspec
 
 import ncmon
-from ncmon import config, disk, ingest, prometheus, security
-from ncmon.collector import Collector, Ready
+from ncmon import config, disk, packing, prometheus, security
+from ncmon.alerts import Limits
+from ncmon.bell import Bell
+from ncmon.collector import Collector
 from ncmon.desk import Desk
-from ncmon.errors import ListenError, Rejected, StoreError
+from ncmon.errors import ListenError, StoreError
 from ncmon.evaluate import evaluate
 from ncmon.gate import Proof
+from ncmon.intake import Intake
 from ncmon.keyring import Keyring
-from ncmon.model import Evaluation, Gap, Rejection, RunEnd, StreamSeq, Window
+from ncmon.lookout import Lookout
+from ncmon.model import Evaluation, Window
 from ncmon.process import StopSignal, resident_bytes
 from ncmon.reception import CREDIT_BYTES, Complaints, Reception
-from ncmon.store.writer import Stored, Writer
+from ncmon.store.writer import Writer
 from ncmon.sweep import Sweep
 from ncmon.transport import Delivery, Transport
 from ncmon_client import wire
@@ -45,8 +48,6 @@ LULL_S = 0.002
 """A batch also ends when nothing has come for this long: the library refills its queues in less."""
 IDLE_S = 1.0
 """Longest wait; also how often waiting streams are reminded, and memory is looked at."""
-PAUSE_MIN_S, PAUSE_MAX_S = 0.25, 2.0
-"""Between attempts to commit. Below the clients' ack timeout, so that they need no new session."""
 MEMORY_LIMIT_BYTES = 1024**3
 """Growth of resident memory, beyond what connected clients may have in flight, that cannot be honest traffic."""
 REBIND_EVERY_S = 30.0
@@ -69,6 +70,7 @@ class Daemon:
         keyring: Keyring | None = None,
         space: Callable[[Path], disk.Space | None] = disk.space,
         max_bytes: int | None = None,
+        lookout: Lookout | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -76,7 +78,6 @@ class Daemon:
         self._transport = transport
         self._database = database
         self._collector = collector if collector is not None else Collector()
-        self._compute = compute
         self._keyring = keyring
         self._keys_stamp = keyring.stamp() if keyring is not None else ()
         self._allowed = {(one.public, role) for one in keyring.allowed() for role in one.roles} if keyring else set()
@@ -84,21 +85,25 @@ class Daemon:
         self._wall = wall
         self._complaints = Complaints(log, monotonic)
         self._reception = Reception(ledger=writer, collector=self._collector, log=log, complaints=self._complaints)
+        self._intake = Intake(
+            writer=writer,
+            collector=self._collector,
+            reception=self._reception,
+            complaints=self._complaints,
+            database=database,
+            compute=compute,
+            space=space,
+            monotonic=monotonic,
+            wall=wall,
+        )
         self._connected_runs: frozenset[str] = frozenset()
         self.counters: dict[str, int] = {}
         """As of the last second; for other threads."""
         self._desk = Desk(database)
-        self._space = space
-        self._next_look = monotonic()
+        self._lookout = lookout
         self._max_bytes = max_bytes
         self._next_trim = monotonic() + TRIM_EVERY_S
-        self._trouble = ""
-        """Why nothing is stored at present; empty while the store works."""
-        self._batch: list[Stored] = []
-        self._stored = self._rejected = 0
         self._started = wall()
-        self._paused_until: float | None = None
-        self._pause_s = PAUSE_MIN_S
         self._next_care = monotonic() + IDLE_S
         self._memory_base = resident_bytes()
         self._rebound_at = monotonic()
@@ -108,21 +113,19 @@ class Daemon:
     def turn(self) -> None:
         """Wait for something to do and do it, up to one batch; nothing is left uncommitted when it returns."""
         now = self._monotonic()
-        if self._paused_until is not None and now >= self._paused_until:
-            self._paused_until = None
-            self._reception.ask_again()
+        if self._intake.resume():
             self._send_answers()
         until = [self._next_care]
-        if self._paused_until is not None:
-            until.append(self._paused_until)
+        if self._intake.paused_until is not None:
+            until.append(self._intake.paused_until)
         elif (deadline := self._collector.next_deadline()) is not None:
             until.append(deadline)
-        heard = self._transport.wait(max(0.0, min(until) - now), clients=self._paused_until is None)
+        heard = self._transport.wait(max(0.0, min(until) - now), clients=self._intake.paused_until is None)
         if heard.viewers:
             self._guard("a viewer's request", self._serve_viewers)
         if heard.clients:
             self._receive_batch()
-        if self._paused_until is None:
+        if self._intake.paused_until is None:
             self._store()
         if self._monotonic() >= self._next_care:
             self._care()
@@ -138,14 +141,16 @@ class Daemon:
                 continue
             if not self._guard("a message", self._take, delivery):
                 # It may have been taken halfway; what is not committed is asked for again.
-                self._pause()
+                self._intake.pause()
                 return
             if self._monotonic() >= end:
                 return
 
     def _take(self, delivery: Delivery) -> None:
         now, wall = self._monotonic(), self._wall()
-        self._gather(self._reception.receive(delivery.peer, delivery.frames, now=now, wall=wall, user=delivery.user))
+        self._intake.gather(
+            self._reception.receive(delivery.peer, delivery.frames, now=now, wall=wall, user=delivery.user)
+        )
 
     def _guard(self, what: str, act: Callable[..., None], *arguments: Any) -> bool:
         """Return whether it went well; integers that no field expects, text that no codec takes, a bug: log it."""
@@ -162,97 +167,18 @@ class Daemon:
         for peer, frames in answers:
             self._transport.send(peer, frames)
 
-    # -- the store ----------------------------------------------------------------------------------------------------
-
-    def _gather(self, ready: Sequence[Ready]) -> None:
-        for one in ready:
-            item: Evaluation | Gap | RunEnd | Rejection
-            item = self._evaluated(one.item, one.origins[0]) if isinstance(one.item, Window) else one.item
-            self._batch.append(Stored(origins=one.origins, item=item))
-
-    def _evaluated(self, window: Window, origin: StreamSeq) -> Evaluation | Rejection:
-        try:
-            return self._compute(window)
-        except Exception as error:
-            log.debug("traceback", exc_info=True)
-            why = Rejected("evaluate", f"step {window.step} ({window.split}): {type(error).__name__}: {error}")
-            return self._rejection(window.run_id, origin, why)
-
-    def _rejection(self, run_id: str, origin: StreamSeq, why: Rejected) -> Rejection:
-        self._reception.counters.rejected += 1
-        self._complaints.say(why.code, f"run {run_id}: message {origin.seq} is rejected ({why.code}): {why}")
-        return ingest.to_rejection((), stream=origin.stream, seq=origin.seq, run_id=run_id, error=why, now=self._wall())
-
     def _store(self) -> None:
         """Commit what is ready, acknowledge it, publish it."""
-        try:
-            self._gather(self._collector.tick(now=self._monotonic()))
-            batch, self._batch = self._batch, []
-            if not batch:
-                return
-            self._check_space()
-            self._write(batch)
-        except Exception as error:
-            text = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
-            if not self._trouble:
-                log.error("nothing is acknowledged until the store works again: %s", text)
-            self._trouble = text
-            self._pause()
-            return
-        self._pause_s = PAUSE_MIN_S
-        if self._trouble:
-            self._trouble = ""
-            log.info("the store works again")
-        for record in batch:
-            if isinstance(record.item, Rejection):
-                self._rejected += len(record.origins)
-            else:
-                self._stored += len(record.origins)
-        self._reception.stored([origin for record in batch for origin in record.origins])
-        self._send_answers()
-        self._guard("news", self._publish)
-
-    def _check_space(self) -> None:
-        # Before the disk is full to the last byte: SQLite needs room to fold its journal back, and so do others.
-        now = self._monotonic()
-        if now >= self._next_look or self._trouble:
-            self._next_look = now + IDLE_S
-            found = self._space(self._database.parent)
-            if found is not None and found.tight:
-                raise StoreError(
-                    f"{self._database.parent} has {found.free >> 20} MB left of {found.total >> 20}: free some, "
-                    f"{found.floor >> 20} MB are left to others"
-                )
-
-    def _pause(self) -> None:
-        """Forget what is not committed; after a while every stream is asked for it again."""
-        self._batch = []
-        self._paused_until = self._monotonic() + self._pause_s
-        self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
+        committed = self._intake.commit()
+        if committed:
+            self._reception.stored([origin for record in committed for origin in record.origins])
+            self._send_answers()
+            if self._lookout is not None:
+                self._guard("alerts", self._lookout.committed, [record.item for record in committed])
+            self._guard("news", self._publish)
 
     def _publish(self) -> None:
         self._transport.publish(self._writer.revision)
-
-    def _write(self, batch: Sequence[Stored]) -> None:
-        try:
-            self._writer.commit(batch, now=self._wall())
-            return
-        except StoreError:
-            raise
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            self._complaints.say("batch", f"a batch of {len(batch)} has to be committed one by one: {why}")
-        # Something in it cannot be written, by whatever mistake. Its neighbours must not suffer for it.
-        for record in batch:
-            try:
-                self._writer.commit([record], now=self._wall())
-            except StoreError:
-                raise
-            except Exception as error:
-                origin = record.origins[0]
-                refused = Rejected("store", f"{type(error).__name__}: {error}")
-                item = self._rejection(self._reception.run_of(origin.stream), origin, refused)
-                self._writer.commit([Stored(origins=record.origins, item=item)], now=self._wall())
 
     def close(self) -> None:
         """Let go of what was opened here; writer and transport belong to the caller."""
@@ -261,13 +187,29 @@ class Daemon:
     # -- viewers, and care --------------------------------------------------------------------------------------------
 
     def _serve_viewers(self) -> None:
-        for envelope, request in self._transport.requests():
+        for envelope, request, user in self._transport.requests():
             if request == b"status":
                 self._transport.answer(envelope, msgspec.msgpack.encode(self.status()))
+            elif (seen := self._desk.seen(request)) is not None:
+                self._transport.answer(envelope, self._acknowledge(seen, user))
             else:
                 self._transport.answer(envelope, self._desk.answer(request, self.status()))
         if self._transport.new_listeners():
             self._publish()
+
+    def _acknowledge(self, ids: Sequence[int], user: str) -> bytes:
+        """Mark alerts as seen for a viewer who may write; return the answer."""
+        writers = {one.name for one in self._keyring.allowed() if "write" in one.roles} if self._keyring else set()
+        problem = ""
+        if user and user not in writers:
+            problem = f"the key {user} may look and not write: `ncmon keys new NAME --view --write` makes one that may"
+        else:
+            try:
+                self._writer.acknowledge(ids, now=self._wall())
+                self._publish()
+            except StoreError as error:
+                problem = str(error)
+        return msgspec.msgpack.encode(packing.Done(problem=problem))
 
     def status(self) -> dict[str, Any]:
         """Return the answer to a viewer's request `status`."""
@@ -281,15 +223,16 @@ class Daemon:
             "endpoint": self._transport.endpoints[0],
             "started": self._started,
             "revision": self._writer.revision,
-            "trouble": self._trouble,
+            "trouble": self._intake.trouble,
             "counters": {
                 "accepted": counters.accepted,
-                "stored": self._stored,
-                "rejected": self._rejected,
+                "stored": self._intake.stored,
+                "rejected": self._intake.rejected,
                 "waiting": self._collector.held_messages,
                 "duplicates": counters.duplicates,
                 "refused": counters.refused + (self._transport.gate.refused if self._transport.gate else 0),
                 "connected": self._transport.connected,
+                "alerts": self._lookout.raised if self._lookout is not None else 0,
             },
         }
 
@@ -305,7 +248,9 @@ class Daemon:
         self._connected_runs = self._reception.connected_runs(self._transport.connected)
         self._reception.remind()
         self._guard("the list of keys", self._watch_keys)
-        if self._max_bytes is not None and now >= self._next_trim and not self._trouble:
+        if self._lookout is not None:
+            self._guard("alerts", self._lookout.tick)
+        if self._max_bytes is not None and now >= self._next_trim and not self._intake.trouble:
             self._next_trim = now + TRIM_EVERY_S
             self._guard("the size of the store", self._trim, self._max_bytes)
         # The parts of a message without an end are counted by no limit of the library (measured: 306 MB from 14).
@@ -348,11 +293,14 @@ def run_daemon(
     stop: StopSignal | None = None,
     metrics: str | None = None,
     max_bytes: int | None = None,
+    limits: Limits | None = None,
+    on_alert: Sequence[str] = (),
 ) -> int:
     """Serve `database` at the endpoints `listen` (by default the user's own) until SIGTERM or SIGINT; return 0.
 
     `ready` is called with the endpoints once clients can connect; a line in the log that begins with `ready` says the
     same. `metrics` is HOST:PORT for Prometheus; `max_bytes` the size that arrays may fill.
+    `limits` are those of the alerts' rules; `on_alert` is a command that gets every alert as JSON.
 
     Raises `ListenError` or `StoreError` where it cannot begin: another daemon serves the database or a socket, an
     endpoint is not allowed, keys are missing, a directory is open to others, the database is not ours.
@@ -389,7 +337,17 @@ def run_daemon(
             transport = Transport(endpoints, wake_fd=stop.fileno(), key=key, allowed=allowed)
         stack.enter_context(transport)
         transport.prove()
-        daemon = Daemon(writer=writer, transport=transport, database=database, keyring=keyring, max_bytes=max_bytes)
+        bell = stack.enter_context(Bell(on_alert)) if on_alert else None
+        lookout = Lookout(writer, limits=limits, ring=bell.ring if bell is not None else None)
+        stack.callback(lookout.close)
+        daemon = Daemon(
+            writer=writer,
+            transport=transport,
+            database=database,
+            keyring=keyring,
+            max_bytes=max_bytes,
+            lookout=lookout,
+        )
         stack.callback(daemon.close)
         proof: Proof | None = None
         if transport.gate is not None and key is not None:

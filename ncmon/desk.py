@@ -50,6 +50,13 @@ class Desk:
         )
         return msgspec.msgpack.encode(reply)
 
+    def seen(self, request: bytes) -> tuple[int, ...] | None:
+        """Return the alerts that a viewer says it has seen, None where the request says something else."""
+        try:
+            return tuple(msgspec.msgpack.decode(request, type=packing.Acknowledge).acknowledge)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return None
+
     def close(self) -> None:
         """Close the database."""
         self._feed.close()

@@ -22,18 +22,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from ncmon import config, packing
 from ncmon.bounds import BOUNDS
-from ncmon.errors import NcmonError, NotFound, UsageError
+from ncmon.detail import BOUNDED, BOUNDED_PAIRS, LAYER_TABLE, Detail, bounds_split, main_split, read_detail
+from ncmon.errors import NcmonError, NotFound, StoreError, UsageError
 from ncmon.metrics import METRICS, by_name
-from ncmon.model import CLASSIFIER_INPUT, FloatArray, LayerKey, Run
+from ncmon.model import CLASSIFIER_INPUT, Alert, FloatArray, Run
+from ncmon.store.arrivals import Arrival, arrivals, last_arrival
+from ncmon.store.edit import Editor
 from ncmon.store.queries import Store
-from ncmon.store.results import Columns, RunSummary, WindowReadings
-from ncmon.store.runs import StoredRun
+from ncmon.store.results import RunSummary
 from ncmon.store.screens import (
     Cache,
     ClassPart,
@@ -43,44 +43,18 @@ from ncmon.store.screens import (
     compared,
     layer_part,
     pair_arrays,
-    windows_at,
 )
 
 STALE_AFTER_S = 90.0
 REMOTE_TIMEOUT_S = 3.0
+MOST_ALERTS = 500
+"""Alerts of a snapshot."""
 UNMARKED = 8
 """How many of the newest runs stand side by side where none is marked."""
 ASK_TIMEOUT_S = 0.3
 """A daemon on this machine answers within milliseconds, unless it is busy with a batch."""
-
-CHARTED = (
-    "nc1_pinv",
-    "nc1_cdnv",
-    "nc1_trace_ratio",
-    "intra_cos_min",
-    "inter_cos_max",
-    "cert_intra_min",
-    "nc2_equinorm",
-    "nc2_maxangle",
-    "nc3_cos_min",
-    "ce_loss",
-    "ce_bound_m",
-    "ce_gap",
-    "accuracy",
-    "ncc_acc",
-    "nc4_agree",
-    "alpha",
-    "beta",
-    "effective_depth",
-)
-"""Metrics and bounds of the selected layer that a snapshot holds in full."""
-
-_SCALAR_BOUNDS = tuple(bound for bound in BOUNDS if bound.scope in ("layer", "classifier", "window"))
-BOUNDED = tuple(dict.fromkeys(name for bound in _SCALAR_BOUNDS for name in (bound.name, bound.of)))
-"""What the view of bounds holds beside it: every bound that is one number, and what it bounds."""
-BOUNDED_PAIRS = tuple(dict.fromkeys(name for b in BOUNDS if b.scope == "pair" for name in (b.name, b.of)))
-LAYER_TABLE = ("nc1_pinv", "nc1_cdnv", "intra_cos_min", "inter_cos_max", "nc2_etf_err", "ncc_acc")
-"""What the view of layers holds of every layer at one moment."""
+MOST_ARRIVALS = 500
+"""Windows in one snapshot; those that follow come with the next."""
 
 
 class SourceState(enum.Enum):
@@ -92,6 +66,8 @@ class SourceState(enum.Enum):
     """A database file, as it is."""
     DOWN = "DAEMON DOWN"
     """No daemon answers; its database is shown."""
+    STALE = "STALE"
+    """One of several has not answered for a while; its last answer is shown."""
 
 
 class RunState(enum.Enum):
@@ -125,31 +101,22 @@ class Selection:
     """The runs to compare, by id."""
     step: int | None = None
     """The moment to look at, in steps; None: the last window, whatever comes."""
+    since: int | None = None
+    """What is wanted of the view `arrivals`: windows stored after this place, by `Snapshot.arrived`; None: none yet."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Detail:
-    """One run in full, of one layer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One of several targets that are looked at together."""
 
-    run: Run
-    layers: tuple[LayerKey, ...]
-    layer: LayerKey | None
-    """The one shown; None before the first window."""
-    splits: tuple[str, ...]
-    series: Mapping[str, Mapping[str, Columns]]
-    """By split, then by metric."""
-    latest: Mapping[str, WindowReadings]
-    """The last window of every split up to the moment looked at, the exact one where there are both."""
-    gaps: int
-
-    def certified(self, split: str) -> tuple[int, int] | None:
-        """Return how many classes have a certificate, and how many are present; None before the first window."""
-        window = self.latest.get(split)
-        found = window.layers.get(CLASSIFIER_INPUT) if window is not None else None
-        if found is None or "cert_intra" not in found.class_arrays:
-            return None
-        present = int(np.count_nonzero(found.class_arrays["count"] > 0)) if "count" in found.class_arrays else 0
-        return int(np.count_nonzero(~np.isnan(found.class_arrays["cert_intra"]))), present
+    label: str
+    """Short, and no other's: it is what a run's id ends with, `ID@LABEL`."""
+    state: SourceState
+    heard: float
+    """When it last answered, Unix seconds; 0: never."""
+    host: str = ""
+    error: str = ""
+    n_runs: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -167,6 +134,8 @@ class Snapshot:
     """One line on why there is nothing to see; empty otherwise."""
     runs: tuple[RunSummary, ...] = ()
     detail: Detail | None = None
+    alerts: tuple[Alert, ...] = ()
+    """Those that are open, then the newest of those that are over."""
     counters: Mapping[str, int] = field(default_factory=dict)
     """The daemon's own, empty without one."""
     selection: Selection = Selection()
@@ -176,10 +145,39 @@ class Snapshot:
     compared: tuple[Compared, ...] = ()
     pairs: Mapping[str, FloatArray] = field(default_factory=dict)
     """Of the view of bounds: the pair arrays of bounds and of what they bound."""
+    arrivals: tuple[Arrival, ...] = ()
+    """Of the view `arrivals`: the windows that came since the selection's place, in the order in which they came."""
+    arrived: int = 0
+    """The place of the last of them."""
+    sources: tuple[Source, ...] = ()
+    """Where several targets are looked at: each of them. Empty with one."""
+
+    @property
+    def open_alerts(self) -> tuple[Alert, ...]:
+        """Alerts that are neither over nor acknowledged, and more than good news."""
+        return tuple(alert for alert in self.alerts if alert.pressing)
 
     def state(self, summary: RunSummary) -> RunState:
         """Return how a run of this snapshot does."""
         return run_state(summary.run, self.taken_at, window_interval(summary))
+
+    def source_of(self, run_id: str) -> Source | None:
+        """Return which of several targets a run is of; None with one."""
+        label = run_id.rpartition("@")[2]
+        return next((source for source in self.sources if source.label == label), None)
+
+
+class Reads(Protocol):
+    """What a viewer looks through: one target or several."""
+
+    def read(self, selection: Selection) -> Snapshot:
+        """Return what there is now."""
+
+    def acknowledge(self, alert: Alert, database: Path | None) -> None:
+        """Say that an alert was seen; `database` is that of the snapshot. Any thread. Raises `NcmonError`."""
+
+    def close(self) -> None:
+        """Let go of everything."""
 
 
 def run_state(run: Run, now: float, interval_s: float = 0.0) -> RunState:
@@ -252,12 +250,12 @@ class Feed:
             seen: tuple[Any, ...] = (source, database, store.revision(), selection)
             if seen == self._seen and self._last is not None:
                 return self._replaced(source, counters)
-            runs = store.summary()
+            runs, alerts = store.summary(), store.alerts(limit=MOST_ALERTS)
             parts = self._parts(store, selection, runs)
             error = ""
         except NcmonError as problem:
             self.close()
-            seen, runs, parts, error = (source, database, str(problem), selection), (), {}, str(problem)
+            seen, runs, alerts, parts, error = (source, database, str(problem), selection), (), (), {}, str(problem)
             if source is SourceState.DOWN and not database.exists():
                 error = ""
         if seen != self._seen:
@@ -271,11 +269,22 @@ class Feed:
             host=str((status or {}).get("host", "")),
             error=error,
             runs=runs,
+            alerts=alerts,
             counters=counters,
             selection=selection,
             **parts,
         )
         return self._last
+
+    def acknowledge(self, alert: Alert, database: Path | None) -> None:
+        """Say that an alert was seen, to the database or to a daemon on another machine; raises `NcmonError`."""
+        if self._endpoint is not None and config.is_tcp(self._endpoint):
+            _acknowledge_at(self._endpoint, alert)
+            return
+        if database is None:
+            raise StoreError("there is no database to write to")
+        with Editor.open(database) as editor:
+            editor.acknowledge([alert.alert_id], now=self._clock())
 
     def _read_remote(self, endpoint: str, selection: Selection) -> Snapshot:
         """Ask the daemon for what it shows. The last answer stays on view while none comes."""
@@ -320,6 +329,12 @@ class Feed:
 
     def _parts(self, store: Store, selection: Selection, runs: tuple[RunSummary, ...]) -> dict[str, Any]:
         """Return the fields of a snapshot that the selection asks for."""
+        if selection.view == "arrivals":
+            # Nobody wants the past unasked: the first answer says where the present is.
+            if selection.since is None:
+                return {"arrived": last_arrival(store)}
+            came = arrivals(store, selection.since, limit=MOST_ARRIVALS)
+            return {"arrivals": came, "arrived": came[-1].place if came else selection.since}
         wanted = selection.run_id or (runs[0].run.run_id if runs else None)
         if wanted is None or not selection.detail:
             return {}
@@ -347,45 +362,6 @@ class Feed:
             chosen = selection.marked or tuple(summary.run.run_id for summary in runs[:UNMARKED])
             parts["compared"] = compared([stored[name] for name in chosen if name in stored], selection.metric)
         return parts
-
-
-def bounds_split(detail: Detail) -> str:
-    """Return the split whose bounds say most: one measured at frozen weights, for there they are guarantees."""
-    exact = [split for split, window in detail.latest.items() if window.exact]
-    main = main_split(detail.splits)
-    return next((split for split in exact if split.startswith(main)), exact[0] if exact else main)
-
-
-def main_split(splits: tuple[str, ...]) -> str:
-    """Return the split that a run trains on."""
-    return "train" if "train" in splits or not splits else splits[0]
-
-
-def read_detail(run: StoredRun, layer: str, *, step: int | None = None, more: tuple[str, ...] = ()) -> Detail:
-    """Return one run in full, of one layer, or of its last layer where it has none of that name.
-
-    `step` is the moment of `latest`, `more` the series wanted beside the charted ones.
-    """
-    layers = run.layers
-    shown = next((key for key in layers if key.name == layer), layers[-1] if layers else None)
-    splits = run.splits
-    wanted = tuple(dict.fromkeys((*CHARTED, *more)))
-    latest: dict[str, WindowReadings] = {}
-    # Of the other layers nothing is shown here: reading them all would be most of the work in a deep network.
-    for window in windows_at(run, step, tuple(dict.fromkeys((CLASSIFIER_INPUT, *([shown.name] if shown else []))))):
-        # Of a split that is measured both ways the later one counts, and the exact one of the same step.
-        before = latest.get(window.split)
-        if before is None or (window.step, window.exact) >= (before.step, before.exact):
-            latest[window.split] = window
-    return Detail(
-        run=run.run,
-        layers=layers,
-        layer=shown,
-        splits=splits,
-        series={split: run.histories(wanted, layer=shown.name, split=split) for split in splits} if shown else {},
-        latest=latest,
-        gaps=len(run.gaps()),
-    )
 
 
 def open_feed(target: str | None = None, *, clock: Callable[[], float] = time.time) -> Feed:
@@ -427,6 +403,19 @@ def _ask_for(endpoint: str, selection: Selection, seen: str) -> tuple[packing.Re
     return reply, packing.decode(reply.snapshot, Snapshot)
 
 
+def _acknowledge_at(endpoint: str, alert: Alert) -> None:
+    import msgspec
+
+    from ncmon.transport import ask
+
+    request = msgspec.msgpack.encode(packing.Acknowledge(acknowledge=[alert.alert_id]))
+    answer = ask(config.view_endpoint(endpoint), request, timeout_s=REMOTE_TIMEOUT_S)
+    if not answer:
+        raise NcmonError(f"no answer from {endpoint}: is the daemon there, and does it know alerts?")
+    if problem := packing.decode(answer, packing.Done).problem:
+        raise NcmonError(problem)
+
+
 def target_of(metric: str, n_classes: int) -> float | None:
     """Return a metric's value at perfect collapse, None where it has none (a bound, a scale)."""
     try:
@@ -434,44 +423,3 @@ def target_of(metric: str, n_classes: int) -> float | None:
     except NotFound:
         return None
     return None if target is None else target(n_classes)
-
-
-def plain(snapshot: Snapshot, *, limit: int = 20) -> str:
-    """Return a snapshot as text for a pipe: the runs, and the last window of the selected one."""
-    lines = [f"ncmon {snapshot.source.value}  {printable(str(snapshot.database))}"]
-    if snapshot.error:
-        return "\n".join([*lines, snapshot.error, ""])
-    if not snapshot.runs:
-        return "\n".join([*lines, "no run yet: start one with `ncmon demo`, or see `ncmon serve --help`", ""])
-    lines.append(f"{'RUN':<24} {'STATE':<7} {'EPOCH':>6} {'LOSS':>9} {'NC1':>9} {'INTRA':>7} {'INTER':>7} {'NCC':>7}")
-    for summary in snapshot.runs[:limit]:
-        value = summary.values.get
-        lines.append(
-            f"{printable(summary.run.name)[:24]:<24} {snapshot.state(summary).value:<7}"
-            f" {'-' if summary.epoch is None else summary.epoch:>6} {_short(value('ce_loss')):>9}"
-            f" {_short(value('nc1_pinv')):>9} {_short(value('intra_cos_min')):>7} {_short(value('inter_cos_max')):>7}"
-            f" {_short(value('ncc_acc')):>7}"
-        )
-    detail = snapshot.detail
-    if detail is not None and detail.layer is not None:
-        for split, window in detail.latest.items():
-            found = window.layers.get(detail.layer.name)
-            if found is None:
-                continue
-            kind = "exact" if window.exact else "streaming"
-            lines += ["", f"{printable(detail.run.name)}  {detail.layer.name}  {split} ({kind})  step {window.step}"]
-            for name, reading in found.readings.items():
-                shown = _short(reading.value) if reading.value is not None else reading.reason
-                lines.append(f"  {name:<20} {shown}")
-    return "\n".join([*lines, ""])
-
-
-def printable(text: str) -> str:
-    """Return a name from elsewhere without control characters, which could move a terminal's cursor."""
-    return "".join(c if c.isprintable() else "�" for c in text)
-
-
-def _short(value: float | None) -> str:
-    if value is None or not np.isfinite(value):
-        return "-"
-    return f"{value:.4g}"

@@ -264,6 +264,45 @@ class RunEnd:
     time: float
 
 
+Severity = Literal["alert", "warning", "info"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """Something about a run that somebody should look at, from when a rule raised it until it was over."""
+
+    alert_id: int = 0
+    """In the store; 0 before it is there."""
+    run_id: str
+    rule: str
+    severity: Severity
+    split: str = ""
+    """Empty where the run as a whole is meant; so are layer and class_index."""
+    exact: bool = False
+    layer: str = ""
+    class_index: int | None = None
+    epoch: int = -1
+    step: int = -1
+    """Of the window that raised it, -1 where none did."""
+    since: float
+    """Unix seconds, by the daemon's clock; so are the next two."""
+    cleared: float | None = None
+    acknowledged: float | None = None
+    value: float | None = None
+    """What was found, when it was raised."""
+    text: str
+
+    @property
+    def open(self) -> bool:
+        """Whether it is still so."""
+        return self.cleared is None
+
+    @property
+    def pressing(self) -> bool:
+        """Whether it is still so, nobody has acknowledged it, and it is more than good news."""
+        return self.cleared is None and self.acknowledged is None and self.severity != "info"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rejection:
     """A message that can never become a window: kept, with its reason and at most 4 KB of it."""

@@ -37,6 +37,19 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     host: str
 
 
+class Acknowledge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A viewer on another machine has seen these alerts."""
+
+    acknowledge: list[int]
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether that was stored."""
+
+    problem: str
+    """One line on why not, empty otherwise."""
+
+
 _DTYPES = {"f8": np.dtype("<f8"), "i8": np.dtype("<i8"), "b1": np.dtype("?")}
 
 

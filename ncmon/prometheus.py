@@ -6,6 +6,7 @@ at the moment of the question, in the library's thread; nothing is computed betw
 
 from __future__ import annotations
 
+import collections
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -79,6 +80,7 @@ def _figures(database: Path, counters: Mapping[str, int]) -> Iterator[Any]:
 
     for name, text in COUNTERS.items():
         yield CounterMetricFamily(f"ncmon_messages_{name}", text, value=counters.get(name, 0))
+    yield CounterMetricFamily("ncmon_alerts_raised", "alerts since the start", value=counters.get("alerts", 0))
     for name, text in GAUGES.items():
         yield GaugeMetricFamily(f"ncmon_{name}", text, value=counters.get(name, 0))
     labels = ("run_id", "run", "split")
@@ -87,6 +89,9 @@ def _figures(database: Path, counters: Mapping[str, int]) -> Iterator[Any]:
     )
     windows = GaugeMetricFamily("ncmon_windows", "windows of a run in the store", labels=labels)
     age = GaugeMetricFamily("ncmon_silence_seconds", "since a run was last heard of", labels=[*labels, "status"])
+    alerts = GaugeMetricFamily(
+        "ncmon_alerts_open", "open alerts of a run", labels=["run_id", "run", "rule", "severity", "acknowledged"]
+    )
     with Feed(endpoint=None, database=database) as feed:
         try:
             found = feed.read(Selection(detail=False))
@@ -101,6 +106,21 @@ def _figures(database: Path, counters: Mapping[str, int]) -> Iterator[Any]:
             for metric, value in summary.values.items():
                 if math.isfinite(value):
                     reading.add_metric((*names, metric), value)
+        run_names = {summary.run.run_id: summary.run.name for summary in found.runs}
+        standing = collections.Counter(
+            (
+                one.run_id,
+                run_names.get(one.run_id, ""),
+                one.rule,
+                one.severity,
+                str(one.acknowledged is not None).lower(),
+            )
+            for one in found.alerts
+            if one.open
+        )
+        for labels_of, count in standing.items():
+            alerts.add_metric(labels_of, count)
+    yield alerts
     yield windows
     yield age
     yield reading

@@ -196,17 +196,21 @@ class Transport:
 
     # -- viewers ------------------------------------------------------------------------------------------------------
 
-    def requests(self) -> list[tuple[list[bytes], bytes]]:
-        """Return viewers' requests as `(envelope, request)`; the envelope is for `answer`."""
-        found: list[tuple[list[bytes], bytes]] = []
+    def requests(self) -> list[tuple[list[bytes], bytes, str]]:
+        """Return viewers' requests as `(envelope, request, user)`; the envelope is for `answer`.
+
+        `user` is whose key it was; empty for the owner of this account, who came through the unix socket.
+        """
+        found: list[tuple[list[bytes], bytes, str]] = []
         while True:
             try:
-                frames = self._view.recv_multipart(zmq.NOBLOCK)
+                parts = self._view.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return found
+            frames = [part.bytes for part in parts]
             # A REQ puts an empty frame before its request, a DEALER does not.
             if len(frames) == 2 or (len(frames) == 3 and frames[1] == b""):
-                found.append((frames[:-1], frames[-1]))
+                found.append((frames[:-1], frames[-1], _user_of(parts[-1])))
 
     def answer(self, envelope: Sequence[bytes], reply: bytes) -> None:
         """Answer a viewer, if it is still there."""

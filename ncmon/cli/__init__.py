@@ -24,6 +24,8 @@ COMMANDS = {
     "bounds": "Show what is measured beside what is guaranteed.",
     "compare": "Show runs side by side.",
     "conjectures": "Check the thesis' conjectures on runs.",
+    "alerts": "List what somebody should look at.",
+    "ack": "Acknowledge alerts: they no longer press.",
     "metrics": "Say what each number means.",
     "query": "Ask the database in SQL, read-only.",
     "export": "Write runs to files that other tools read.",

@@ -35,8 +35,12 @@ class Child:
         log: Path,
         pipe: bool = False,
         environment: Mapping[str, str] | None = None,
+        hand_down: Sequence[int] = (),
     ) -> None:
-        """Start `python -m module arguments`; stderr, and stdout unless it is piped to us, go to the end of the log."""
+        """Start `python -m module arguments`; stderr, and stdout unless it is piped to us, go to the end of the log.
+
+        `hand_down` are descriptors that it shall have, too.
+        """
         self.name = name
         self.log = log
         try:
@@ -54,6 +58,7 @@ class Child:
                 start_new_session=True,
                 text=True,
                 env=None if environment is None else dict(environment),
+                pass_fds=tuple(hand_down),
             )
         finally:
             os.close(handle)

@@ -34,6 +34,6 @@ def command(run: str, output: Path, database: Path | None) -> None:
         raise UsageError(f"{output}: expected a name that ends in .html")
     with styled(), open_store(database) as store:
         stored = store.run(run)
-        text = report(stored, version=ncmon.__version__)
+        text = report(stored, version=ncmon.__version__, alerts=store.alerts(stored))
     save(output, text.encode())
     write(lines([clean(f"{output}: {stored.name} ({stored.run_id}), {len(text) / 1e3:.0f} kB")]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ncmon.cli.alerts import MARKS
 from ncmon.cli.arguments import RUN_HELP, check_split, database_option, examples, format_option, open_store
 from ncmon.cli.completing import complete_layer, complete_run, complete_split
 from ncmon.cli.output import Column, Listing, clean, emit, lines, moment, number, table, write
@@ -51,14 +52,18 @@ def command(
     run: str, layer: str | None, split: str | None, epoch: int | None, database: Path | None, form: str
 ) -> None:
     """Show the last window of a run."""
+    from ncmon.alerts import title_of
+
     with open_store(database) as store:
         stored = store.run(run)
         windows = read_windows(stored, layer=layer, split=split, epoch=epoch)
         gaps = len(stored.gaps())
+        alerts = store.alerts(stored, only_open=True)
     if form != "table":
         emit(_listing(stored.run, windows), form)
         return
     write(run_line(stored.run) + (f"{gaps} windows were lost on the way (see `gap` in the database)\n" if gaps else ""))
+    write(lines([clean(f"{MARKS[alert.severity]} {title_of(alert.rule)}: {alert.text}") for alert in alerts]))
     if not windows:
         write("no window yet\n")
     for window in windows:

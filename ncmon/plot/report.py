@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ncmon.alerts import title_of
 from ncmon.bounds import BOUNDS
 from ncmon.errors import NcmonError
 from ncmon.metrics import METRICS
-from ncmon.model import CLASSIFIER_INPUT, Reading
+from ncmon.model import CLASSIFIER_INPUT, Alert, Reading
 from ncmon.plot import epochs, layers, series, style
 from ncmon.store.results import WindowReadings
 from ncmon.store.runs import StoredRun
@@ -43,11 +44,12 @@ pre { background: #f6f6f6; padding: .8em; overflow: auto }
 """
 
 
-def report(run: StoredRun, *, version: str) -> str:
+def report(run: StoredRun, *, version: str, alerts: Sequence[Alert] = ()) -> str:
     """Return the report of a run as HTML. `version` is ncmon's."""
     windows = run.readings()
     parts = [
         _head(run, windows),
+        _section("Alerts", _alerts(alerts)) if alerts else "",
         _section("Over epochs", _picture(lambda: epochs.metrics([run]), "Metrics of the classifier's input")),
         _section("Last values", _values(run, windows)) if windows else "<p>No window yet.</p>",
         _section(
@@ -97,6 +99,23 @@ def _head(run: StoredRun, windows: Sequence[WindowReadings]) -> str:
     if gaps:
         lines.append(f'<p class="bad">{gaps} windows were lost on the way.</p>')
     return "\n".join(lines)
+
+
+def _alerts(alerts: Sequence[Alert]) -> str:
+    """Return what rules raised, a line an alert."""
+    rows = [
+        [
+            escape(title_of(one.rule)),
+            "info" if one.severity == "info" else f'<span class="bad">{one.severity}</span>',
+            _moment(one.since),
+            "open" if one.open else _moment(one.cleared),
+            "yes" if one.acknowledged is not None else "",
+            f"<code>{escape(_clean(one.layer))}</code>" if one.layer else "",
+            escape(_clean(one.text)),
+        ]
+        for one in alerts
+    ]
+    return _table(["what", "severity", "since", "until", "seen", "layer", "text"], rows)
 
 
 def _values(run: StoredRun, windows: Sequence[WindowReadings]) -> str:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from ncmon.errors import NotFound, StoreError, UsageError
-from ncmon.store import schema
+from ncmon.store import alerts, schema
 from ncmon.store.connection import BUSY_S, check_file, describe, harden, schema_of
 
 STEP_WINDOWS = 50
@@ -84,6 +84,11 @@ class Editor:
                 run_id, "tags = ?, tags_given = 1", json.dumps(tags, ensure_ascii=False, separators=(",", ":"))
             )
         return tags
+
+    def acknowledge(self, ids: Sequence[int], *, now: float) -> int:
+        """Mark alerts as seen; return how many were not marked before."""
+        with transaction(self._connection, self.path):
+            return alerts.acknowledge(self._connection, ids, now)
 
     def delete(self, run_id: str) -> int:
         """Delete a run with all that belongs to it; return how many windows it had."""

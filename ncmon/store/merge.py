@@ -107,6 +107,7 @@ class _Merge:
         added, replaced = self._windows(run, self._put_run(run))
         with transaction(self._target, self._path):
             self._put_gaps(run_id)
+            self._put_alerts(run_id)
             for row in streams:
                 self._put_stream(row, run_id, origins[row["stream"]])
         outcome = "new" if here is None else "more" if added or replaced else "known"
@@ -208,6 +209,23 @@ WHERE run_key = :key AND coalesce(last_seen, 0) < coalesce(:last_seen, 0)""",
             found = self._target.execute(f"SELECT 1 FROM gap WHERE {same}", gap).fetchone()  # noqa: S608 fixed text
             if found is None:
                 self._insert("gap", [{name: value for name, value in gap.items() if name != "gap_key"}], keep=False)
+
+    def _put_alerts(self, run_id: str) -> None:
+        """Take over alerts: those of one rule, place and moment are the same, and what is known of them adds up."""
+        target = self._target.execute("SELECT run_key FROM run WHERE run_id = ?", (run_id,)).fetchone()
+        key = ("run_key", "rule", "split", "exact", "layer", "class", "since")
+        same = " AND ".join(f"{name} IS :{name}" for name in key)
+        for alert in self._source.named(
+            "SELECT a.* FROM alert a JOIN run r USING (run_key) WHERE r.run_id = ? ORDER BY a.alert_key", (run_id,)
+        ):
+            row = {**{n: v for n, v in alert.items() if n != "alert_key"}, "run_key": target[0]}
+            cursor = self._target.execute(
+                f"""UPDATE alert SET cleared = coalesce(cleared, :cleared),
+acknowledged = coalesce(acknowledged, :acknowledged) WHERE {same}""",  # noqa: S608 fixed text
+                row,
+            )
+            if not cursor.rowcount:
+                self._insert("alert", [row], keep=False)
 
     def _put_stream(self, row: _Row, run_id: str, numbers: Sequence[tuple[int]]) -> None:
         """Record which messages are here now, and what the stream may send next."""

@@ -23,8 +23,8 @@ import numpy as np
 from ncmon.bounds import BOUNDS
 from ncmon.errors import NotFound, StoreError, UsageError, near
 from ncmon.metrics import METRICS, resolve
-from ncmon.model import CLASSIFIER_INPUT, Run
-from ncmon.store import older, schema
+from ncmon.model import CLASSIFIER_INPUT, Alert, Run
+from ncmon.store import alerts, older, schema
 from ncmon.store.connection import Reader, describe
 from ncmon.store.results import Rows, RunSummary, StoredGap, StoredRejection
 from ncmon.store.runs import RUN_COLUMNS, StoredRun, run_of
@@ -156,6 +156,15 @@ ORDER BY c.run_key, w.step, w.exact"""  # noqa: S608 names are columns
     def gaps(self, run: StoredRun | str) -> tuple[StoredGap, ...]:
         """Return the windows of a run that were announced and never came."""
         return (self.run(run) if isinstance(run, str) else run).gaps()
+
+    def alerts(
+        self, run: StoredRun | str | None = None, *, only_open: bool = False, limit: int | None = None
+    ) -> tuple[Alert, ...]:
+        """Return alerts of a run or of all: those that are open first, then the newest first."""
+        found = self.run(run) if isinstance(run, str) else run
+        return alerts.read(
+            self._reader, run_id=None if found is None else found.run_id, only_open=only_open, limit=limit
+        )
 
     def rejected(self, limit: int = 100) -> tuple[StoredRejection, ...]:
         """Return messages that could not become windows, newest first."""

@@ -8,6 +8,7 @@
     array          class and pair arrays as BLOBs      origin         every message that is in the store, once
     gap, rejected  what is missing, and why            definition     what each column means, by version
     meta           the revision that viewers compare   migration      what was done to this file
+    alert          what rules raised, and when it was over      alert_memory   what rules remember of a run
 
 Fixed tables change by migrations: small named functions, applied in the transaction that records them. Columns of
 metrics are no migration: whatever the registry has and the file has not is added whenever the file is opened for
@@ -63,10 +64,28 @@ def add_assumptions(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE window ADD COLUMN assumptions TEXT")
 
 
+def add_alerts(connection: sqlite3.Connection) -> None:
+    """Make room for alerts, and for what the rules remember of a run."""
+    connection.execute(
+        """CREATE TABLE alert (alert_key INTEGER PRIMARY KEY,
+  run_key INTEGER NOT NULL REFERENCES run (run_key) ON DELETE CASCADE,
+  rule TEXT NOT NULL, severity TEXT NOT NULL, split TEXT NOT NULL, exact INTEGER NOT NULL, layer TEXT NOT NULL,
+  class INTEGER, epoch INTEGER NOT NULL, step INTEGER NOT NULL, since REAL NOT NULL, cleared REAL, acknowledged REAL,
+  value REAL, text TEXT NOT NULL) STRICT"""
+    )
+    connection.execute("CREATE INDEX alert_by_run ON alert (run_key)")
+    connection.execute("CREATE INDEX alert_open ON alert (since) WHERE cleared IS NULL")
+    connection.execute(
+        """CREATE TABLE alert_memory (run_key INTEGER PRIMARY KEY REFERENCES run (run_key) ON DELETE CASCADE,
+  memory TEXT NOT NULL) STRICT"""
+    )
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(name="create_tables", apply=create_tables),
     Migration(name="add_edits", apply=add_edits),
     Migration(name="add_assumptions", apply=add_assumptions),
+    Migration(name="add_alerts", apply=add_alerts),
 )
 """In order; the schema's number is how many have been applied."""
 

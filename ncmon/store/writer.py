@@ -27,6 +27,7 @@ import ncmon
 from ncmon.errors import Rejected, StoreError
 from ncmon.model import (
     CLASSIFIER_INPUT,
+    Alert,
     Evaluation,
     Gap,
     LayerReadings,
@@ -37,7 +38,7 @@ from ncmon.model import (
     StreamSeq,
     Window,
 )
-from ncmon.store import arrays, schema
+from ncmon.store import alerts, arrays, schema
 from ncmon.store.connection import describe
 from ncmon.store.migrate import REGISTRY, connect_writer
 
@@ -172,6 +173,33 @@ class Writer:
             )
             if changed:
                 self._connection.execute("UPDATE meta SET revision = revision + 1")
+
+    def put_alerts(self, changes: Sequence[Alert], memories: Mapping[str, str]) -> tuple[Alert, ...]:
+        """Store alerts that were raised or are over, and what rules remember; return those raised, as they are now."""
+        with self._transaction():
+            raised = alerts.put(self._connection, changes)
+            alerts.remember(self._connection, memories)
+            if changes:
+                self._connection.execute("UPDATE meta SET revision = revision + 1")
+        return raised
+
+    def acknowledge(self, ids: Sequence[int], *, now: float) -> int:
+        """Mark alerts as seen; return how many were not marked before."""
+        with self._transaction():
+            count = alerts.acknowledge(self._connection, ids, now)
+            self._connection.execute("UPDATE meta SET revision = revision + 1")
+        return count
+
+    def alert_state(self, *, since: float) -> tuple[tuple[Alert, ...], tuple[tuple[str, str], ...]]:
+        """Return open alerts and those raised after `since`, and what rules remember, for an engine that begins."""
+        return alerts.state(self._connection, since)
+
+    def live_runs(self, *, heard_after: float) -> dict[str, str]:
+        """Return the names of runs that have not ended and were heard of after this time, by id."""
+        rows = self._connection.execute(
+            "SELECT run_id, name FROM run WHERE status = 'live' AND last_seen > ?", (heard_after,)
+        )
+        return dict(rows.fetchall())
 
     @property
     def nbytes(self) -> int:

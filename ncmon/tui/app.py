@@ -5,10 +5,10 @@ Quitting this never touches training or data: ingest is another process.
 
 from __future__ import annotations
 
+import asyncio
 import bisect
+import io
 import os
-import select
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +16,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ncmon.errors import UsageError
+from ncmon.alerts import RULES, title_of
+from ncmon.cells import printable
+from ncmon.errors import NcmonError, UsageError
 
 # Read by Textual when it is imported. A monitor over ssh has no use for animations or for sixty frames a second.
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
@@ -25,14 +27,18 @@ os.environ.setdefault("TEXTUAL_FPS", "15")
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
-from ncmon.feed import Feed, Selection, Snapshot, open_feed
-from ncmon.model import CLASSIFIER_INPUT
+from ncmon.feed import Reads, Selection, Snapshot
+from ncmon.feeds import open_feeds
+from ncmon.model import CLASSIFIER_INPUT, Alert
 from ncmon.tui import keys, palette, sheets
 from ncmon.tui.keys import NcmonKeys
+from ncmon.tui.leaving import Watchman
 from ncmon.tui.look import RATES_S, SMOOTHING, Look, load, look_file, save
 from ncmon.tui.messages import SnapshotReady
+from ncmon.tui.place import Place, keep, places_file, recall
 from ncmon.tui.plots import MOST_ZOOM, timeline
-from ncmon.tui.screens.base import DataScreen
+from ncmon.tui.screens.alerts import AlertsScreen
+from ncmon.tui.screens.base import DataScreen, key_of
 from ncmon.tui.screens.bounds import BoundsScreen
 from ncmon.tui.screens.classes import ClassesScreen
 from ncmon.tui.screens.compare import CompareScreen
@@ -48,6 +54,7 @@ SCREENS: dict[str, Callable[[], DataScreen]] = {
     "classes": ClassesScreen,
     "bounds": BoundsScreen,
     "compare": CompareScreen,
+    "alerts": AlertsScreen,
 }
 
 MOST_COPIED = 64_000
@@ -66,15 +73,16 @@ class NcmonApp(App[None]):
 
     def __init__(
         self,
-        feed: Feed,
+        feed: Reads,
         *,
         clock: Callable[[], float] = time.time,
         ascii: bool = False,
         refresh_s: float | None = None,
         run_first: bool = False,
         look: Path | None = None,
+        place: Place | None = None,
     ) -> None:
-        """`look` is the file that keeps how the viewer likes to look; None keeps nothing."""
+        """`look` is the file that keeps how the viewer likes to look (None: none), `place` where to begin."""
         super().__init__()
         self.clock = clock
         self.ascii_only = ascii
@@ -84,6 +92,8 @@ class NcmonApp(App[None]):
         self.zoom = 0
         self.marked: dict[str, None] = {}
         self.baseline: str | None = None
+        self.alert_at: tuple[str, int] | None = None
+        """The alert that A and { } mean."""
         self.export_to = Path.cwd()
         self._look_file = look
         self._feed = feed
@@ -94,27 +104,34 @@ class NcmonApp(App[None]):
         self._refreeze = False
         self._wake = threading.Event()
         self._stopping = False
-        self._parent_pid = os.getppid()
+        self._place = place
+        self._running_in: asyncio.AbstractEventLoop | None = None
+        self.began: Callable[[], object] | None = None
+        """Called when the screen is up."""
         for theme in palette.themes():
             self.register_theme(theme)
         self.theme = self.look.theme if self.look.theme in self.available_themes else palette.DARK
 
     def on_mount(self) -> None:
         """Show the overview and begin to read."""
+        self._running_in = asyncio.get_running_loop()
         for name, screen in SCREENS.items():
             self.install_screen(screen(), name)
         self.push_screen("overview")
         if self._run_first:
             self.action_screen("run")
         self.run_worker(self._read, thread=True, exclusive=True, name="feed")
-        self.set_interval(1.0, self._look_around)
+        if self._place is not None:
+            self._go_back_to(self._place)
+        if self.began is not None:
+            # Textual has taken the signals that it wants.
+            self.call_after_refresh(self.began)
 
     def on_unmount(self) -> None:
         """Let the worker end."""
         self._stopping = True
         self._wake.set()
-        self.look.theme = self.theme
-        save(self.look, self._look_file)
+        self.keep_look()
 
     def _read(self) -> None:
         """The worker: one read a second, or at once when something else is looked at."""
@@ -131,6 +148,11 @@ class NcmonApp(App[None]):
 
     def on_snapshot_ready(self, message: SnapshotReady) -> None:
         """Show a snapshot, or keep it for later while the picture is frozen."""
+        if self._place is not None and message.snapshot.runs:
+            # Gone back to a run that was deleted meanwhile: the newest instead.
+            if self._place.run_id not in {None, *(summary.run.run_id for summary in message.snapshot.runs)}:
+                self.select(run_id=None)
+            self._place = None
         self._held = message.snapshot
         before = self.shown
         if self.frozen_at is None:
@@ -149,18 +171,47 @@ class NcmonApp(App[None]):
         if self.screen_stack and isinstance(screen := self.screen, DataScreen):
             screen.again()
 
-    def _look_around(self) -> None:
-        """Leave when the terminal is gone: Textual would spin on a closed one."""
-        if os.getppid() != self._parent_pid:
-            self.exit()
-            return
-        poll = select.poll()
-        poll.register(sys.__stdin__.fileno() if sys.__stdin__ is not None else 0, select.POLLHUP | select.POLLERR)
-        try:
-            if any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0)):
-                self.exit()
-        except OSError:
-            self.exit()
+    @property
+    def place(self) -> Place:
+        """Where the viewer is; asked from another thread when the session breaks off."""
+        looking, screen = self._selection, self.screen_stack[-1] if self.screen_stack else None
+        overview = self.get_screen("overview") if self.is_screen_installed("overview") else None
+        return Place(
+            screen=looking.view,
+            run_id=looking.run_id,
+            layer=looking.layer,
+            split=looking.split,
+            index=looking.index,
+            step=looking.step,
+            marked=tuple(self.marked),
+            baseline=self.baseline,
+            filter=overview.filter if isinstance(overview, OverviewScreen) else "",
+            zoom=self.zoom,
+            large=screen.large if isinstance(screen, DataScreen) else None,
+        )
+
+    def _go_back_to(self, place: Place) -> None:
+        """Show what was shown when the last session broke off."""
+        self.marked, self.baseline = dict.fromkeys(place.marked), place.baseline
+        self.zoom = min(max(place.zoom, 0), MOST_ZOOM)
+        if isinstance(overview := self.get_screen("overview"), OverviewScreen):
+            overview.filter = place.filter
+        self.select(run_id=place.run_id, layer=place.layer or CLASSIFIER_INPUT, split=place.split)
+        self.select(index=max(place.index, 0), step=place.step)
+        if place.screen in SCREENS:
+            self.action_screen(place.screen)
+        if place.large and isinstance(screen := self.screen, DataScreen) and place.large in screen.PANELS:
+            screen.large = place.large
+
+    def leave(self) -> None:
+        """End, from any thread: nobody is there any more."""
+        if self._running_in is not None:
+            self._running_in.call_soon_threadsafe(self.exit)
+
+    def keep_look(self) -> None:
+        """Save how the viewer likes to look."""
+        self.look.theme = self.theme
+        save(self.look, self._look_file)
 
     def select(self, **changes: object) -> None:
         """Look at something else; the worker reads it at once. The fields are those of `Selection`."""
@@ -196,6 +247,60 @@ class NcmonApp(App[None]):
         if name == "compare":
             changes["marked"] = tuple(self.marked)
         self.select(**changes)
+
+    def action_alert(self, by: int) -> None:
+        """Go to the next alert that presses, or to the one before; to those that are open where none presses."""
+        if self.shown is None:
+            return
+        alerts = self.shown.open_alerts or tuple(alert for alert in self.shown.alerts if alert.open)
+        if not alerts:
+            self.notify("no alert is open", timeout=2)
+            return
+        keys = [key_of(alert) for alert in alerts]
+        if self.alert_at in keys:
+            place = (keys.index(self.alert_at) + by) % len(keys)
+        else:
+            place = 0 if by > 0 else len(keys) - 1
+        self.alert_at = keys[place]
+        if isinstance(self.screen, AlertsScreen):
+            self.screen.again()
+        else:
+            self.go_to(alerts[place])
+
+    def go_to(self, alert: Alert) -> None:
+        """Show where an alert can be seen, and what it says."""
+        self.alert_at = key_of(alert)
+        rule = next((rule for rule in RULES if rule.name == alert.rule), None)
+        split = {"split": alert.split} if alert.split else {}
+        layer = {"layer": alert.layer} if alert.layer else {}
+        index = {"index": alert.class_index} if alert.class_index is not None else {}
+        self.select(run_id=alert.run_id, **layer, **split, **index)
+        self.action_screen(rule.screen if rule is not None else "run")
+        if isinstance(self.screen, ClassesScreen) and index:
+            self.screen.keep(alert.run_id)
+        text = f"{title_of(alert.rule)}: {printable(alert.text)}"
+        self.notify(text, severity="information" if alert.severity == "info" else "warning", timeout=8, markup=False)
+
+    def action_acknowledge(self) -> None:
+        """Say that the alert under the cursor, or the last one gone to, was seen."""
+        alerts = self.shown.alerts if self.shown is not None else ()
+        if isinstance(self.screen, AlertsScreen):
+            self.alert_at = self.screen.cursor
+        alert = next((alert for alert in alerts if key_of(alert) == self.alert_at), None)
+        if alert is None:
+            self.notify("which alert? } goes to the next one, 7 lists them", timeout=4)
+        elif alert.acknowledged is None:
+            database = self.shown.database if self.shown is not None else None
+            self.run_worker(partial(self._acknowledge, alert, database), thread=True, name="acknowledge")
+
+    def _acknowledge(self, alert: Alert, database: Path | None) -> None:
+        try:
+            self._feed.acknowledge(alert, database)
+        except NcmonError as error:
+            self.call_from_thread(self.notify, str(error), severity="error", timeout=8, markup=False)
+            return
+        self._wake.set()
+        self.call_from_thread(self.notify, f"acknowledged: {title_of(alert.rule)}", timeout=2)
 
     def action_freeze(self) -> None:
         """Hold the picture, or let it go on."""
@@ -273,6 +378,11 @@ class NcmonApp(App[None]):
         if not isinstance(screen, DataScreen) or (sheet := screen.sheet()) is None:
             return
         run = self.shown.detail.run.name if self.shown is not None and self.shown.detail is not None else "runs"
+        if self.is_web:
+            # To who looks, not to the machine that the page comes from.
+            name = f"{sheets.file_name(f'{run}-{screen.id}')}.csv"
+            self.deliver_text(io.StringIO(sheets.csv_text(sheet)), save_filename=name, mime_type="text/csv")
+            return
         try:
             path = sheets.write(sheet, self.export_to, f"{run}-{screen.id}")
         except OSError as error:
@@ -320,17 +430,34 @@ def speaks_unicode() -> bool:
     return not said or "utf" in said.lower()
 
 
-def run_ui(target: str | None, *, theme: str | None = None, ascii: bool = False, run_first: bool = False) -> int:
-    """Run the terminal UI on a target until the user leaves; return the exit code.
+def run_ui(*targets: str, theme: str | None = None, ascii: bool = False, run_first: bool = False) -> int:
+    """Run the terminal UI on targets (none: this user's daemon) until the user leaves; return the exit code.
 
     Raises `UsageError` for a target that cannot be, or a theme that there is not.
     """
-    app = NcmonApp(open_feed(target), ascii=ascii or not speaks_unicode(), run_first=run_first, look=look_file())
+    place = recall(places_file(), targets)
+    app = NcmonApp(
+        open_feeds(targets), ascii=ascii or not speaks_unicode(), run_first=run_first, look=look_file(), place=place
+    )
     if theme is not None:
         if theme not in app.available_themes:
             known = [*palette.THEMES, *sorted(set(app.available_themes) - set(palette.THEMES))]
             raise UsageError(f"no theme is named {theme!r}; there is {', '.join(known)}")
         app.theme = theme
     app.set_keymap(keys.load(keys.keys_file(), keys.known(NcmonApp, *(type(screen()) for screen in SCREENS.values()))))
-    app.run()
+
+    def keep_all() -> None:
+        app.keep_look()
+        keep(places_file(), targets, app.place)
+
+    watchman = Watchman(app.leave, keep_all)
+    app.began = watchman.obey
+    watchman.start()
+    try:
+        app.run()
+    finally:
+        watchman.stop()
+    if watchman.dropped:
+        return 128 + watchman.told
+    keep(places_file(), targets, None)
     return app.return_code or 0

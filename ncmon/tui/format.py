@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 
-from ncmon.feed import printable
+from ncmon.cells import cut, fit, printable, width
 
-__all__ = ("age", "clock", "cosine", "fit", "number", "percent", "printable", "tick")
+__all__ = ("age", "clock", "cosine", "cut", "day_clock", "fit", "number", "percent", "printable", "tick", "width")
 
 
 def number(value: float | None, width: int = 8) -> str:
@@ -70,9 +70,7 @@ def clock(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))
 
 
-def fit(text: str, width: int) -> str:
-    """Cut a text to a width, with a mark where something is missing, and fill it up."""
-    text = printable(text)
-    if len(text) <= width:
-        return text.ljust(width)
-    return (text[: max(width - 1, 0)] + "…")[:width]
+def day_clock(at: float, now: float) -> str:
+    """Return the local hour and minute; of another day than `now`, its date."""
+    there = time.localtime(at)
+    return time.strftime("%H:%M" if there[:3] == time.localtime(now)[:3] else "%d %b", there)

@@ -48,6 +48,7 @@ class Look:
     class_sort: int = 0
     run_sort: int = 0
     run_reversed: bool = False
+    alerts_open: bool = False
 
 
 _LIMITS = {

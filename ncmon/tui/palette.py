@@ -43,7 +43,10 @@ SOURCE_STYLES = {
     SourceState.LIVE: GOOD,
     SourceState.REPLAY: Style(color=SKY, bold=True),
     SourceState.DOWN: BAD,
+    SourceState.STALE: WARN,
 }
+SOURCE_GLYPHS = {SourceState.LIVE: "●", SourceState.REPLAY: "○", SourceState.DOWN: "x", SourceState.STALE: "!"}
+"""Of several targets beside each other, where colour alone would have to tell them apart."""
 SAMPLES = {SOLID: "⠤⠤", DASHED: "⠤ ", DOTTED: "┄┄"}
 
 HEAT_LEVELS = 24

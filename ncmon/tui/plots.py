@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ncmon.feed import Detail, Selection, main_split
+from ncmon.detail import Detail, main_split
+from ncmon.feed import Selection
 from ncmon.model import FloatArray, IntArray, Run
 from ncmon.store.results import Columns
 from ncmon.tui.look import AXES, SMOOTHING, Look

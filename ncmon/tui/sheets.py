@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ncmon.feed import printable
+from ncmon.cells import printable
 
 Sheet = tuple[Sequence[str], Sequence[Sequence[object]]]
 
@@ -20,17 +21,29 @@ def tabbed(sheet: Sheet) -> str:
     return "\n".join("\t".join(_text(cell) for cell in row) for row in (head, *rows))
 
 
+def file_name(name: str) -> str:
+    """Return a name without an ending for a file about this."""
+    return "ncmon-" + (re.sub(r"[^\w.-]+", "_", name).strip("_.")[:60] or "run")
+
+
+def csv_text(sheet: Sheet) -> str:
+    """Return the table as CSV."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(sheet[0])
+    writer.writerows([_text(cell) for cell in row] for row in sheet[1])
+    return buffer.getvalue()
+
+
 def write(sheet: Sheet, directory: Path, name: str) -> Path:
     """Write a new CSV file and return its path; never over another file."""
-    stem = "ncmon-" + (re.sub(r"[^\w.-]+", "_", name).strip("_.")[:60] or "run")
+    stem = file_name(name)
     number = 0
     while True:
         path = directory / (f"{stem}.csv" if not number else f"{stem}-{number}.csv")
         try:
             with path.open("x", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(sheet[0])
-                writer.writerows([_text(cell) for cell in row] for row in sheet[1])
+                file.write(csv_text(sheet))
             return path
         except FileExistsError:
             number += 1

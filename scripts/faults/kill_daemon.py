@@ -22,19 +22,20 @@ CONTROLS = {
     # Tell the clients first, and take some time to store.
     "ack-first": (
         "import ncmon.daemon as d, time\n"
-        "write = d.Daemon._write\n"
-        "def early(self, batch):\n"
+        "store = d.Daemon._store\n"
+        "def early(self):\n"
+        "    batch = self._intake._batch\n"
         "    self._reception.stored([origin for record in batch for origin in record.origins])\n"
-        "    self._send_answers(); time.sleep(0.05); write(self, batch)\n"
-        "d.Daemon._write = early\n"
+        "    self._send_answers(); time.sleep(0.05 * bool(batch)); store(self)\n"
+        "d.Daemon._store = early\n"
     ),
     # Store, take some time to tell, and know nothing of streams after a restart.
     "no-dedupe": (
-        "import ncmon.daemon as d, ncmon.store.writer as w, time\n"
-        "write = d.Daemon._write\n"
+        "import ncmon.intake as i, ncmon.store.writer as w, time\n"
+        "write = i.Intake._write\n"
         "def late(self, batch):\n"
         "    write(self, batch); time.sleep(0.05)\n"
-        "d.Daemon._write = late\n"
+        "i.Intake._write = late\n"
         "w.Writer.stream_next = lambda self, stream: None\n"
         "w.Writer._take_origins = lambda self, origins: True\n"
     ),

@@ -53,7 +53,7 @@ class Site:
     def read(self, log: str) -> str:
         return (self.path / log).read_text()
 
-    def daemon(self) -> subprocess.Popen[str]:
+    def daemon(self, *more: str) -> subprocess.Popen[str]:
         """Start the daemon and wait until it answers on its socket."""
         child = self.start(
             "-m",
@@ -64,6 +64,7 @@ class Site:
             str(self.database),
             "--listen",
             self.endpoint,
+            *more,
             log="daemon",
         )
         from ncmon.config import view_endpoint

@@ -25,10 +25,11 @@ import zmq
 
 import ncmon
 from ncmon.config import view_endpoint
-from ncmon.daemon import PAUSE_MAX_S, Daemon, resident_bytes
+from ncmon.daemon import Daemon, resident_bytes
 from ncmon.disk import Space
 from ncmon.errors import Rejected, StoreError
 from ncmon.evaluate import evaluate
+from ncmon.intake import PAUSE_MAX_S
 from ncmon.model import Evaluation, Rejection, Run, Window
 from ncmon.store.writer import Stored
 from ncmon.transport import Delivery, Heard, status
@@ -70,9 +71,9 @@ class FakeTransport:
     def publish(self, revision: int) -> None:
         self.published.append(revision)
 
-    def requests(self) -> list[tuple[list[bytes], bytes]]:
+    def requests(self) -> list[tuple[list[bytes], bytes, str]]:
         asked, self.asked = self.asked, []
-        return [([b"viewer"], request) for request in asked]
+        return [([b"viewer"], request, "") for request in asked]
 
     def answer(self, envelope: Sequence[bytes], reply: bytes) -> None:
         self.answered.append(reply)
@@ -266,13 +267,14 @@ def test_the_answer_to_status_is_what_was_agreed() -> None:
     assert (found["version"], found["protocol"], found["pid"]) == (ncmon.__version__, 1, os.getpid())
     assert (found["database"], found["endpoint"], found["revision"]) == ("/x/t.db", "ipc:///x/s", 1)
     counters = {"accepted": 1, "stored": 1, "rejected": 0, "waiting": 0, "duplicates": 1, "refused": 0, "connected": 1}
+    counters["alerts"] = 0
     assert found["counters"] == counters
 
 
 def test_on_a_disk_that_is_nearly_full_nothing_is_stored_or_acknowledged_until_there_is_room() -> None:
     rig = Rig()
     space = [Space(total=1 << 40, free=1 << 20)]
-    rig.daemon._space = lambda path: space[0]
+    rig.daemon._intake._space = lambda path: space[0]
     rig.transport.now += 2.0
     assert rig.say(gap(0), gap(1)) == []
     assert rig.writer.commits == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ncmon.errors import ListenError, UsageError
-from ncmon.feed import Feed, RunState, Selection, SourceState, open_feed, plain, printable, run_state, target_of
+from ncmon.feed import Feed, RunState, Selection, SourceState, open_feed, run_state, target_of
 from ncmon.model import RunEnd, StreamSeq
 from ncmon.store.writer import Stored, Writer
 from tests.factories import make_evaluation, make_run
@@ -132,26 +132,11 @@ def test_a_target_that_cannot_be_is_said_at_once(tmp_path: Path) -> None:
         open_feed("tcp://1.2.3.4")
 
 
-def test_plain_text_says_the_same_to_a_pipe(tmp_path: Path) -> None:
-    path = tmp_path / "f.db"
-    write(path, range(3))
-    with feed(path) as source:
-        text = plain(source.read(Selection()))
-    assert "ncmon LIVE" in text
-    assert "first" in text
-    value = make_evaluation(epoch=2, step=3, run_id="r1").layers[-1].readings["nc1_pinv"].value
-    assert f"{value:.4g}" in text
-
-
 def test_targets_at_collapse_come_from_the_registry() -> None:
     assert target_of("inter_cos_max", 10) == pytest.approx(-1 / 9)
     assert target_of("intra_cos_min", 10) == 1
     assert target_of("alpha", 10) is None
     assert target_of("cert_intra_min", 10) is None
-
-
-def test_control_characters_are_made_visible() -> None:
-    assert printable("a\x1b[2Jb") == "a�[2Jb"
 
 
 def test_a_layer_that_the_run_lacks_falls_back_to_its_last(tmp_path: Path) -> None:

@@ -195,7 +195,8 @@ def test_a_viewer_asks_and_is_answered(transport: Transport, peers: Peers, place
     viewer.connect(config.view_endpoint(f"ipc://{place}/s"))
     viewer.send(b"status")
     assert transport.wait(10.0).viewers
-    [(envelope, request)] = transport.requests()
+    [(envelope, request, user)] = transport.requests()
+    assert user == ""
     assert request == b"status"
     transport.answer(envelope, b"reply")
     assert viewer.recv() == b"reply"

@@ -11,9 +11,12 @@ from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
 from textual.screen import Screen
 
-from ncmon.feed import Detail, RunState, Snapshot, SourceState, main_split
+from ncmon.alerts import title_of
+from ncmon.detail import Detail, main_split
+from ncmon.feed import RunState, Snapshot, SourceState
+from ncmon.model import Alert
 from ncmon.tui import palette
-from ncmon.tui.format import age, clock, printable
+from ncmon.tui.format import age, clock, cut, day_clock, fit, printable, width
 from ncmon.tui.widgets.footer import Foot, Hint
 from ncmon.tui.widgets.lines import Row, Span
 from ncmon.tui.widgets.status import Text
@@ -22,8 +25,20 @@ from ncmon.tui.widgets.table import Table
 if TYPE_CHECKING:
     from ncmon.tui.app import NcmonApp
 
+ROOM_FOR_TITLE = 120
+"""Columns from which the status line says what an alert is about, and not only that there is one."""
+
 Sheet = tuple[Sequence[str], Sequence[Sequence[object]]]
 """Headings and rows: what `y` copies and `e` exports."""
+
+
+LONGEST_NAME = 32
+"""Of a run or a layer in the status line: behind it stands what else has to be seen."""
+
+
+def key_of(alert: Alert) -> tuple[str, int]:
+    """Return what tells an alert apart, of whichever target it came from."""
+    return alert.run_id, alert.alert_id
 
 
 class DataScreen(Screen[None]):
@@ -91,7 +106,9 @@ class DataScreen(Screen[None]):
 
     def freshness(self, snapshot: Snapshot) -> list[Span]:
         """Return the spans that say what stands behind the picture, and since when it stands still."""
-        spans: list[Span] = [(f"● {snapshot.source.value}", palette.SOURCE_STYLES[snapshot.source])]
+        spans = self.behind(snapshot)
+        if count := len(snapshot.open_alerts):
+            spans.insert(0, (f"! {self._alerted(snapshot, count)}  ", palette.BAD))
         if (at := moment_text(snapshot)) and snapshot.selection.view != "overview":
             spans.insert(0, (f"◂ {at}  ", palette.WARN))
         if self.ncmon.frozen_at is not None:
@@ -99,7 +116,25 @@ class DataScreen(Screen[None]):
             spans.insert(0, (f"FROZEN +{behind}  ", palette.WARN))
         if snapshot.source is not SourceState.REPLAY:
             spans.append((f"  {clock(snapshot.taken_at)}", palette.DIM))
+        elif (heard := last_heard(snapshot)) is not None:
+            spans.append((f" {day_clock(heard, snapshot.taken_at)}", palette.DIM))
         return [("  ", palette.NULL), *spans, (" ", palette.NULL)]
+
+    def _alerted(self, snapshot: Snapshot, count: int) -> str:
+        """Return how many alerts press; where there is room, what the first of the run in sight is about."""
+        run_id = snapshot.detail.run.run_id if snapshot.detail is not None else None
+        own = [alert for alert in snapshot.open_alerts if alert.run_id == run_id]
+        if own and self.size.width >= ROOM_FOR_TITLE and snapshot.selection.view != "overview":
+            return title_of(own[0].rule) + (f" +{count - 1}" if count > 1 else "")
+        return f"{count} alert{'s' * (count != 1)}"
+
+    def behind(self, snapshot: Snapshot) -> list[Span]:
+        """Return the spans that say what stands behind the picture: of several targets, the one whose run it shows."""
+        state, label = snapshot.source, ""
+        if snapshot.detail is not None and (source := snapshot.source_of(snapshot.detail.run.run_id)) is not None:
+            state, label = source.state, f" {source.label}"
+        glyph = palette.SOURCE_GLYPHS[state] if snapshot.sources else "●"
+        return [(f"{glyph}{label} {state.value}", palette.SOURCE_STYLES[state])]
 
     # -- one panel alone ----------------------------------------------------------------------------------------------
 
@@ -153,7 +188,7 @@ class OneRunScreen(DataScreen):
         if detail is None:
             return [(f" {printable(snapshot.error)}" if snapshot.error else " no run", palette.BOLD)]
         summary = next((s for s in snapshot.runs if s.run.run_id == detail.run.run_id), None)
-        spans: list[Span] = [(f" {printable(detail.run.name)}", palette.BOLD)]
+        spans: list[Span] = [(f" {fit(detail.run.name, LONGEST_NAME).rstrip()}", palette.BOLD)]
         if summary is not None and (state := snapshot.state(summary)) is not RunState.LIVE:
             text = state.value
             if state is RunState.STALE and detail.run.last_seen is not None:
@@ -162,7 +197,7 @@ class OneRunScreen(DataScreen):
         if detail.layer is not None:
             names = [key.name for key in detail.layers]
             place = names.index(detail.layer.name) + 1
-            spans.append((f"  {printable(detail.layer.name)} [{place}/{len(names)}]", palette.NULL))
+            spans.append((f"  {fit(detail.layer.name, LONGEST_NAME).rstrip()} [{place}/{len(names)}]", palette.NULL))
         spans += [(f"  {printable(text)}", palette.NULL) for text in more]
         if summary is not None and summary.epoch is not None and snapshot.selection.step is None:
             total = detail.run.config.get("epochs")
@@ -209,15 +244,26 @@ def moment_text(snapshot: Snapshot) -> str:
     return f"epoch {max(epochs) + 1}" if epochs else f"step {step}"
 
 
-def justified(left: list[Span], right: list[Span], width: int) -> Row:
+def last_heard(snapshot: Snapshot) -> float | None:
+    """Return when the run that is looked at, or any of them, was last heard of."""
+    wanted = snapshot.detail.run.run_id if snapshot.detail is not None else None
+    heard = [
+        summary.run.last_seen
+        for summary in snapshot.runs
+        if summary.run.last_seen is not None and wanted in (None, summary.run.run_id)
+    ]
+    return max(heard, default=None)
+
+
+def justified(left: list[Span], right: list[Span], room: int) -> Row:
     """Return a row with spans at both ends; what has no room on the left is cut, the right end stays."""
-    room = width - sum(len(text) for text, _ in right)
+    room -= sum(width(text) for text, _ in right)
     if room < 0:
         return tuple(right)
     kept: list[Span] = []
     for text, style in left:
-        part = text[: max(room, 0)]
-        room -= len(part)
+        part = cut(text, room)
+        room -= width(part)
         if part:
             kept.append((part, style))
     return (*kept, (" " * max(room, 0), palette.NULL), *right)

@@ -15,8 +15,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
 
-from ncmon import feed
-from ncmon.feed import Detail, Snapshot
+from ncmon import detail as details
+from ncmon.detail import Detail
+from ncmon.feed import Snapshot
 from ncmon.model import FloatArray, Run
 from ncmon.store.results import WindowReadings
 from ncmon.tui import palette
@@ -221,7 +222,7 @@ class BoundsScreen(OneRunScreen):
 
 def bounds_split(detail: Detail, wanted: str | None) -> str:
     """Return the split that is shown: where none is wanted, one measured at frozen weights, for that is a guarantee."""
-    return wanted if wanted is not None and wanted in detail.splits else feed.bounds_split(detail)
+    return wanted if wanted is not None and wanted in detail.splits else details.bounds_split(detail)
 
 
 def _class_picture(verdict: Verdict, measured: FloatArray, value: FloatArray) -> Picture:

@@ -170,6 +170,10 @@ class ClassesScreen(OneRunScreen):
         """Look at the class that was clicked."""
         self._choose(message.row)
 
+    def keep(self, run_id: str) -> None:
+        """The class that is looked at was chosen elsewhere; it stays, instead of the worst one."""
+        self._chose = run_id
+
     def _choose(self, index: int) -> None:
         snapshot = self.ncmon.shown
         if snapshot is not None and snapshot.detail is not None:
@@ -303,13 +307,13 @@ def _note(part: ClassPart, run: Run) -> list[Span]:
     names = f"{printable(run.class_name(worst))} ~ {printable(run.class_name(int(nearest[worst])))}"
     spans: list[Span] = [
         (f" closest pair {names}", palette.BOLD),
-        (f" cosine {cosine(float(close[worst]))}", palette.NULL),
+        (f" {cosine(float(close[worst]))}", palette.NULL),
     ]
     if "cert_intra" in part.arrays:
         bound, present = part.arrays["cert_intra"], int(np.count_nonzero(part.arrays["count"] > 0))
-        kind = "certified" if part.exact else "certified (estimate)"
-        spans.append((f"   {kind} {int(np.count_nonzero(~np.isnan(bound)))}/{present} classes", palette.NULL))
+        kind = "certified" if part.exact else "certified (est.)"
+        spans.append((f"  {kind} {int(np.count_nonzero(~np.isnan(bound)))}/{present}", palette.NULL))
         slack = part.arrays["intra_cos"] - bound
         if np.isfinite(slack).any():
-            spans.append((f"  least slack {number(float(np.nanmin(slack)))}", palette.DIM))
+            spans.append((f"  slack min {number(float(np.nanmin(slack)))}", palette.DIM))
     return spans

@@ -14,9 +14,11 @@ from textual.keys import format_key
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
+from ncmon.alerts import RULES
 from ncmon.bounds import BOUNDS
 from ncmon.metrics import METRICS
 from ncmon.tui.keys import NcmonKeys
+from ncmon.tui.screens.alerts import AlertsScreen
 from ncmon.tui.screens.bounds import BoundsScreen
 from ncmon.tui.screens.classes import ClassesScreen
 from ncmon.tui.screens.compare import CompareScreen
@@ -32,6 +34,7 @@ QUESTIONS = (
     ("4", "Which classes lag, and with whom?", "worst first; NEAREST is whom a class is confused with"),
     ("5", "What is guaranteed?", "MEASURED beside BOUND: a guarantee at frozen weights, else an estimate"),
     ("6", "How do runs differ?", "one metric in one chart; space marks runs on 1, * is the baseline"),
+    ("7", "What should I look at?", "what the rules raised; enter goes there, A acknowledges, { } from anywhere"),
 )
 SCREENS = (
     ("Overview", OverviewScreen),
@@ -40,6 +43,7 @@ SCREENS = (
     ("Classes", ClassesScreen),
     ("Bounds", BoundsScreen),
     ("Compare", CompareScreen),
+    ("Alerts", AlertsScreen),
     ("Lists", Table),
 )
 
@@ -130,5 +134,14 @@ def entries(search: str) -> Group:
             lines.append(RichText.assemble(("  " + entry.name, "bold"), f"  {entry.title}", (at, "dim")))
             lines.append(RichText(f"      {entry.definition}"))
             lines.append(RichText(f"      {entry.source}", style="dim"))
+        lines.append(RichText(""))
+    rules = [rule for rule in RULES if matches(rule.name, rule.title, rule.meaning, rule.advice)]
+    if rules:
+        lines.append(RichText("What is an alert", style="bold"))
+        for rule in rules:
+            lines.append(
+                RichText.assemble(("  " + rule.name, "bold"), f"  {rule.title}", (f"  {rule.severity}", "dim"))
+            )
+            lines += [RichText(f"      {rule.meaning}"), RichText(f"      {rule.advice}", style="dim")]
         lines.append(RichText(""))
     return Group(*(lines or [RichText(f"Nothing here says {search!r}")]))

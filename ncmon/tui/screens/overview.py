@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -10,14 +11,20 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
-from ncmon.feed import Detail, RunState, Snapshot, SourceState
+from ncmon import cells
+from ncmon.alerts import title_of
+from ncmon.detail import Detail
+from ncmon.feed import RunState, Snapshot, SourceState
 from ncmon.store.results import RunSummary
 from ncmon.tui import palette
-from ncmon.tui.format import fit, number, printable
+from ncmon.tui.format import age, fit, number, printable
 from ncmon.tui.screens.base import DataScreen, Sheet
 from ncmon.tui.widgets.lines import Row, Span
 from ncmon.tui.widgets.runs import COLUMNS, SORTS, RunTable
 from ncmon.tui.widgets.status import Text
+
+MOST_SOURCE_ROWS = 4
+"""For the states of several targets."""
 
 
 class OverviewScreen(DataScreen):
@@ -36,11 +43,12 @@ class OverviewScreen(DataScreen):
 
     def __init__(self) -> None:
         super().__init__(id="overview")
-        self._filter = ""
+        self.filter = ""
 
     def compose_body(self) -> ComposeResult:
         """Make the widgets."""
         yield Input(placeholder="name, tag or status; Enter keeps it, Esc clears it", id="filter")
+        yield Text(id="sources")
         yield RunTable(id="runs", ascii=self.ncmon.ascii_only)
         yield Text(id="preview")
 
@@ -48,7 +56,11 @@ class OverviewScreen(DataScreen):
         """The table has the keys; the filter appears when it is asked for."""
         field = self.query_one("#filter", Input)
         field.display, field.cursor_blink = False, False
-        self.query_one(RunTable).focus()
+        field.value = self.filter
+        self.query_one("#sources").display = False
+        table = self.query_one(RunTable)
+        table.begin_at(self.ncmon.selection.run_id)
+        table.focus()
 
     def left(self, snapshot: Snapshot) -> list[Span]:
         """Return the left of the status line."""
@@ -58,8 +70,8 @@ class OverviewScreen(DataScreen):
         if snapshot.host:
             left.append((f"  {printable(snapshot.host)}", palette.DIM))
         left.append((f"  {live} live  {len(states) - live} stored", palette.NULL))
-        if self._filter:
-            left.append((f"  /{printable(self._filter)}", palette.BOLD))
+        if self.filter:
+            left.append((f"  /{printable(self.filter)}", palette.BOLD))
         look = self.ncmon.look
         if look.run_sort or look.run_reversed:
             turned = " reversed" if look.run_reversed else ""
@@ -74,14 +86,36 @@ class OverviewScreen(DataScreen):
         """Draw a snapshot."""
         states = {summary.run.run_id: snapshot.state(summary) for summary in snapshot.runs}
         self.show_status(snapshot)
+        self._show_sources(snapshot)
         table = self.query_one(RunTable)
+        table.sources = tuple(source.label for source in snapshot.sources)
         table.marked, table.baseline = self.ncmon.marked, self.ncmon.baseline
-        table.empty = _empty(snapshot, bool(self._filter))
+        table.alerts = Counter(alert.run_id for alert in snapshot.open_alerts)
+        table.empty = _empty(snapshot, bool(self.filter))
         table.show(self._arranged(snapshot.runs, states), states, snapshot.taken_at)
         self._preview(snapshot, table.cursor)
 
+    def behind(self, snapshot: Snapshot) -> list[Span]:
+        """Return how many of several targets are in which state."""
+        if not snapshot.sources:
+            return super().behind(snapshot)
+        counted = Counter(source.state for source in snapshot.sources)
+        return [
+            (f" {palette.SOURCE_GLYPHS[state]} {count} {state.value}", palette.SOURCE_STYLES[state])
+            for state in SourceState
+            if (count := counted[state])
+        ]
+
+    def _show_sources(self, snapshot: Snapshot) -> None:
+        """Say of each of several targets how it does."""
+        panel = self.query_one("#sources", Text)
+        rows = source_rows(snapshot, self.size.width, min(MOST_SOURCE_ROWS, max(self.size.height // 6, 1)))
+        if panel.display != bool(rows) or (rows and panel.size.height != len(rows)):
+            panel.display, panel.styles.height = bool(rows), len(rows)
+        panel.show(rows)
+
     def _arranged(self, runs: Sequence[RunSummary], states: dict[str, RunState]) -> list[RunSummary]:
-        words = self._filter.lower().split()
+        words = self.filter.lower().split()
 
         def matches(summary: RunSummary) -> bool:
             run = summary.run
@@ -106,8 +140,12 @@ class OverviewScreen(DataScreen):
         width = panel.size.width
         rule = "─"
         name = printable(summary.run.name)
+        alert = next((one for one in snapshot.open_alerts if one.run_id == summary.run.run_id), None)
+        if alert is not None:
+            name = fit(f"{name}  ! {title_of(alert.rule)}: {printable(alert.text)}", max(width - 4, 1)).rstrip()
         heading = f"{rule} {name} {rule * max(0, width - len(name) - 3)}"
-        panel.show([((heading[:width], palette.DIM),), _facts(snapshot, summary, width), _config(summary, width)])
+        style = palette.DIM if alert is None else palette.WARN
+        panel.show([((heading[:width], style),), _facts(snapshot, summary, width), _config(summary, width)])
 
     def on_run_table_chosen(self, message: RunTable.Chosen) -> None:
         """Open a run."""
@@ -121,7 +159,7 @@ class OverviewScreen(DataScreen):
 
     def on_input_changed(self, message: Input.Changed) -> None:
         """Filter while typing."""
-        self._filter = message.value
+        self.filter = message.value
         self.again()
 
     def on_input_submitted(self, message: Input.Submitted) -> None:
@@ -183,12 +221,35 @@ class OverviewScreen(DataScreen):
     def action_leave(self) -> None:
         """Clear the filter; at the root, quit. Training and daemon go on."""
         field = self.query_one("#filter", Input)
-        if field.display or self._filter:
-            field.value, self._filter, field.display = "", "", False
+        if field.display or self.filter:
+            field.value, self.filter, field.display = "", "", False
             self.query_one(RunTable).focus()
             self.again()
         else:
             self.app.exit()
+
+
+def source_rows(snapshot: Snapshot, width: int, most: int) -> list[Row]:
+    """Return the states of several targets, as many to a row as have room; what has none is counted at the end."""
+    found: list[list[Span]] = [[]]
+    used = 0
+    calm = (SourceState.LIVE, SourceState.REPLAY)
+    for told, source in enumerate(sorted(snapshot.sources, key=lambda source: source.state in calm)):
+        text = f"{palette.SOURCE_GLYPHS[source.state]} {source.label} {source.state.value}"
+        if source.state is SourceState.STALE and source.heard:
+            text += f" {age(snapshot.taken_at - source.heard)}"
+        if source.error and source.state is not SourceState.LIVE and len(snapshot.sources) <= most:
+            text += f" {printable(source.error)}"
+        text = f" {text} "
+        if used and used + cells.width(text) > width - (12 if len(found) == most else 0):
+            if len(found) == most:
+                found[-1].append((f" +{len(snapshot.sources) - told} more", palette.DIM))
+                break
+            found.append([])
+            used = 0
+        found[-1].append((cells.cut(text, width), palette.SOURCE_STYLES[source.state]))
+        used += cells.width(text)
+    return [tuple(spans) for spans in found if spans]
 
 
 def _missing(value: float | str) -> bool:

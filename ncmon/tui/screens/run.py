@@ -10,7 +10,8 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
 
-from ncmon.feed import Detail, Snapshot, main_split, target_of
+from ncmon.detail import Detail, main_split
+from ncmon.feed import Snapshot, target_of
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.tui import palette
 from ncmon.tui.format import fit, number, percent, printable
@@ -96,7 +97,7 @@ class RunScreen(OneRunScreen):
                 picture = self._picture(name, detail)
                 chart.show(framed(picture, self.ncmon.look, cursor=cursor, zoom=self.ncmon.zoom))
         values = self.query_one("#values", Text)
-        values.show([_values(detail, snapshot.selection.step)])
+        values.show([_values(detail, snapshot.selection.step, values.size.width)])
         side = self.query_one("#side", Text)
         if side.display:
             side.show(_side(detail, side.size.width))
@@ -233,9 +234,13 @@ class RunScreen(OneRunScreen):
         return ("split", "step", "epoch", *names), rows
 
 
-def _values(detail: Detail, step: int | None) -> Row:
-    """Return the values of the layer at a moment, each with an arrow for where it went since the window before."""
+def _values(detail: Detail, step: int | None, width: int) -> Row:
+    """Return the values of the layer at a moment, each with an arrow for where it went since the window before.
+
+    What has no room is left out whole; half a number is another number.
+    """
     spans: list[Span] = []
+    room = width
     series = detail.series.get(main_split(detail.splits), {})
     wanted = (
         ("nc1_pinv", "NC1", number),
@@ -256,7 +261,11 @@ def _values(detail: Detail, step: int | None) -> Row:
         value = float(columns.value[upto - 1])
         before = float(columns.value[upto - 2]) if upto > 1 else value
         arrow = "▲" if value > before else "▼" if value < before else " "
-        spans += [(f" {shown(value)}", palette.BOLD), (f" {name}{arrow} ", palette.DIM)]
+        both: list[Span] = [(f" {shown(value)}", palette.BOLD), (f" {name}{arrow}", palette.DIM)]
+        room -= sum(len(text) for text, _ in both)
+        if room < 0:
+            break
+        spans += both
     if not spans:
         return ((" waiting for the first window", palette.DIM),)
     return tuple(spans)

@@ -19,10 +19,12 @@ TABS: tuple[tuple[str, str, str], ...] = (
     ("4", "Class", "classes"),
     ("5", "Bound", "bounds"),
     ("6", "Comp", "compare"),
+    ("7", "Alert", "alerts"),
 )
 KEYS = {
     "?": "question_mark",
     "[": "left_square_bracket",
+    "{": "left_curly_bracket",
     "/": "slash",
     ",": "comma",
     "+": "plus",

@@ -14,9 +14,11 @@ import numpy as np
 from textual import events
 from textual.message import Message
 
+from ncmon.cells import lanes
+from ncmon.cells import width as cell_width
 from ncmon.model import FloatArray
 from ncmon.tui import heat, palette
-from ncmon.tui.format import fit, tick
+from ncmon.tui.format import cut, fit, printable, tick
 from ncmon.tui.raster import Scale
 from ncmon.tui.widgets.lines import Lines, Row, Span
 
@@ -133,7 +135,7 @@ def layout(picture: HeatPicture, width: int, height: int, *, half: bool) -> Layo
     top = 1 + (bool(picture.column_names) and height > 3)
     axis = bool(picture.ticks) and height > 3
     room = max(height - top - axis, 1)
-    names = max((len(name) for name in picture.row_names), default=0)
+    names = max(map(cell_width, picture.row_names), default=0)
     left = min(names, max(width // 5, 3)) + 2
     space = max(width - left - 1, 1)
     halved = half and n_rows > room
@@ -265,14 +267,15 @@ def _column_heading(picture: HeatPicture, grid: Layout) -> Row:
     for column, at in zip(unique.tolist(), starts.tolist(), strict=True):
         here = spread and column == picture.column
         if spread:
-            label = picture.column_names[column][: max(room - (room > 1), 1)]
-            text[grid.left + at : grid.left + at + len(label)] = list(label)
+            label = lanes(cut(printable(picture.column_names[column]), max(room - (room > 1), 1)))
+            text[grid.left + at : grid.left + at + len(label)] = label
         if here:
             bold = grid.left + at
-    line = "".join(text)
     if bold < 0:
-        return ((line, palette.DIM),)
-    return ((line[:bold], palette.DIM), (line[bold : bold + room], palette.REVERSE), (line[bold + room :], palette.DIM))
+        return (("".join(text), palette.DIM),)
+    parts = (text[:bold], text[bold : bold + room], text[bold + room :])
+    before, here_text, after = ("".join(part) for part in parts)
+    return ((before, palette.DIM), (here_text, palette.REVERSE), (after, palette.DIM))
 
 
 def _axis(picture: HeatPicture, grid: Layout) -> Row:

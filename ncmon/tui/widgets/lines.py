@@ -11,13 +11,13 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
-from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
+from ncmon.cells import width as cell_width
 from ncmon.tui import palette
 
 Span = tuple[str, Style]
@@ -30,14 +30,15 @@ ASCII = str.maketrans("●○▸◂▲▼…─│└┄┃·⠤▁▂▃▄▅�
 
 
 def ascii_text(text: str) -> str:
-    """Return a text of the same length in ASCII."""
-    return text.translate(ASCII).encode("ascii", "replace").decode("ascii")
+    """Return a text of the same width in ASCII."""
+    text = text.translate(ASCII)
+    return text if text.isascii() else "".join(c if c.isascii() else "?" * cell_width(c) for c in text)
 
 
-def joined(row: Row, width: int = 0) -> Row:
+def joined(row: Row, room: int = 0) -> Row:
     """Return the row, filled up to a width, with neighbours of one style made one: each costs forty bytes to send."""
     spans: list[Span] = []
-    missing = width - sum(len(text) for text, _ in row)
+    missing = room - sum(cell_width(text) for text, _ in row)
     for text, style in (*row, (" " * missing, palette.NULL)):
         if not text:
             continue
@@ -48,20 +49,25 @@ def joined(row: Row, width: int = 0) -> Row:
     return tuple(spans)
 
 
-def changed_part(old: Row | None, new: Row, width: int) -> tuple[int, int]:
+def changed_part(old: Row | None, new: Row, room: int) -> tuple[int, int]:
     """Return from where to where a row has to be drawn again; nothing when both are the same."""
     if old == new:
         return 0, 0
     if old is None:
-        return 0, width
+        return 0, room
     before, after = "".join(text for text, _ in old), "".join(text for text, _ in new)
     # Characters that are two cells wide, or none, would need counting: rare enough to draw the whole row.
-    if cell_len(before) != len(before) or cell_len(after) != len(after):
-        return 0, width
+    if not (_simple(before) and _simple(after)):
+        return 0, room
     start = _common(old, new)
     if len(before) != len(after):
-        return min(start, width), width
-    return min(start, width), min(len(after) - _common(old[::-1], new[::-1], backwards=True), width)
+        return min(start, room), room
+    return min(start, room), min(len(after) - _common(old[::-1], new[::-1], backwards=True), room)
+
+
+def _simple(text: str) -> bool:
+    """Whether every letter takes one cell."""
+    return text.isascii() or cell_width(text) == len(text)
 
 
 def _common(old: Sequence[Span], new: Sequence[Span], *, backwards: bool = False) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
+from ncmon import cells
 from ncmon.feed import RunState
 from ncmon.store.results import RunSummary
 from ncmon.tui import palette
@@ -44,12 +45,12 @@ def _epoch(summary: RunSummary) -> str:
 
 
 COLUMNS = (
-    Column(title="EPOCH", width=8, rank=1, text=_epoch, key=lambda s: float(s.epoch or 0)),
+    Column(title="EPOCH", width=7, rank=1, text=_epoch, key=lambda s: float(s.epoch or 0)),
     Column(
-        title="LOSS", width=8, rank=2, text=lambda s: number(_value(s, "ce_loss")), key=lambda s: _value(s, "ce_loss")
+        title="LOSS", width=7, rank=2, text=lambda s: number(_value(s, "ce_loss")), key=lambda s: _value(s, "ce_loss")
     ),
     Column(
-        title="NC1", width=8, rank=0, text=lambda s: number(_value(s, "nc1_pinv")), key=lambda s: _value(s, "nc1_pinv")
+        title="NC1", width=7, rank=0, text=lambda s: number(_value(s, "nc1_pinv")), key=lambda s: _value(s, "nc1_pinv")
     ),
     Column(
         title="minINTRA",
@@ -76,7 +77,10 @@ COLUMNS = (
         key=lambda s: _value(s, "accuracy"),
     ),
 )
-NAME_WIDTH, TREND_WIDTH = 16, 8
+NAME_WIDTH, TREND_WIDTH, MOST_TREND = 14, 8, 32
+TREND_RANK = 5
+"""Columns of this rank and above come after the trend."""
+ALERT_WIDTH, LEAST_WITH_ALERTS = 4, 40
 SORTS = ("started", "name", *(column.title for column in COLUMNS))
 
 
@@ -113,6 +117,10 @@ class RunTable(Lines, can_focus=True):
         self.empty: Sequence[str] = ()
         self.marked: Collection[str] = ()
         self.baseline: str | None = None
+        self.sources: Sequence[str] = ()
+        """Labels of several targets: then each run says which it is of."""
+        self.alerts: Mapping[str, int] = {}
+        """How many alerts press, of runs that have any."""
         self._runs: tuple[RunSummary, ...] = ()
         self._states: dict[str, RunState] = {}
         self._now = 0.0
@@ -124,6 +132,10 @@ class RunTable(Lines, can_focus=True):
         """The run under the cursor."""
         place = self._place()
         return self._runs[place] if self._runs else None
+
+    def begin_at(self, run_id: str | None) -> None:
+        """Put the cursor on a run before there are any."""
+        self._cursor_id = run_id
 
     def show(self, runs: Sequence[RunSummary], states: dict[str, RunState], now: float) -> None:
         """Show these runs; the cursor stays on its run."""
@@ -170,9 +182,24 @@ class RunTable(Lines, can_focus=True):
             self._go(place)
 
     def compose_rows(self, width: int, height: int) -> Sequence[Row]:
-        """Return the heading and the runs in sight."""
-        name_width, columns, trend = _layout(width)
-        heading = f"    {fit('RUN', name_width)} STATE"
+        """Return the heading and the runs in sight; the last column is that of alerts, where there are any."""
+        if not self.alerts or width < LEAST_WITH_ALERTS:
+            return self._listed(width, height)
+        rows = self._listed(width - ALERT_WIDTH, height)
+        counts = [self.alerts.get(summary.run.run_id, 0) for summary in self._runs[self._top :]]
+        shown = [
+            ("  !", palette.DIM),
+            *((f" !{count if count > 1 else ''}" if count else "", palette.BAD) for count in counts),
+        ]
+        return [
+            (*row, (" " * max(width - ALERT_WIDTH - sum(cells.width(text) for text, _ in row), 0), palette.NULL), flag)
+            for row, flag in zip(rows, shown, strict=False)
+        ]
+
+    def _listed(self, width: int, height: int) -> Sequence[Row]:
+        lane = min(max(map(len, ("SOURCE", *self.sources))), max(width // 6, 6)) + 1 if self.sources else 0
+        name_width, columns, trend = _layout(width - lane)
+        heading = f"    {fit('RUN', name_width)}{fit(' SOURCE', lane)} STATE"
         heading += "".join(f" {column.title:>{column.width}}" for column in columns)
         if trend:
             heading += f"  {'NC1 trend':<{trend}}"
@@ -186,7 +213,7 @@ class RunTable(Lines, can_focus=True):
         self._top = min(max(self._top, cursor - visible + 1), cursor)
         self._top = max(0, min(self._top, len(self._runs) - visible))
         for place in range(self._top, min(self._top + visible, len(self._runs))):
-            rows.append(self._row(self._runs[place], place == cursor, name_width, columns, trend, width))
+            rows.append(self._row(self._runs[place], place == cursor, name_width, lane, columns, trend, width))
         return rows
 
     def _flag(self, run_id: str) -> Span:
@@ -196,7 +223,14 @@ class RunTable(Lines, can_focus=True):
         return ("+", palette.GOOD) if run_id in self.marked else (" ", palette.NULL)
 
     def _row(
-        self, summary: RunSummary, here: bool, name_width: int, columns: Sequence[Column], trend: int, width: int
+        self,
+        summary: RunSummary,
+        here: bool,
+        name_width: int,
+        lane: int,
+        columns: Sequence[Column],
+        trend: int,
+        width: int,
     ) -> Row:
         state = self._states.get(summary.run.run_id, RunState.LIVE)
         mark = "▸" if here else " "
@@ -206,6 +240,7 @@ class RunTable(Lines, can_focus=True):
             self._flag(summary.run.run_id),
             (f"{palette.RUN_GLYPHS[state]} ", palette.RUN_STYLES[state]),
             (fit(summary.run.name, name_width), name_style),
+            (fit(f" {summary.run.run_id.rpartition('@')[2]}", lane) if lane else "", palette.DIM),
             (f" {_word(state)}", palette.RUN_STYLES[state]),
         ]
         if state is RunState.STALE and summary.run.last_seen is not None:
@@ -226,13 +261,17 @@ def _layout(width: int) -> tuple[int, Sequence[Column], int]:
     """Return the width of the name, the columns that fit, and the width of the trend."""
     left = width - (4 + NAME_WIDTH + 6)
     chosen: list[Column] = []
+    trend = 0
     for column in sorted(COLUMNS, key=lambda c: c.rank):
+        if column.rank >= TREND_RANK and not trend and left >= TREND_WIDTH + 2:
+            # Where a run is heading says more than the rest of the numbers.
+            trend = TREND_WIDTH
+            left -= trend + 2
         if left >= column.width + 1:
             chosen.append(column)
             left -= column.width + 1
-    trend = 0
-    if left >= TREND_WIDTH + 3:
-        trend = min(left - 3, 32)
-        left -= trend + 3
+    if trend:
+        more = min(left, MOST_TREND - trend)
+        trend, left = trend + more, left - more
     columns = [column for column in COLUMNS if column in chosen]
     return NAME_WIDTH + max(0, min(left, 30)), columns, trend

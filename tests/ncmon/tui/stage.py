@@ -13,7 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from ncmon.feed import Feed
-from ncmon.model import RunEnd, StreamSeq, Window
+from ncmon.model import Alert, RunEnd, StreamSeq, Window
 from ncmon.store.writer import Stored, Writer
 from ncmon.tui.app import NcmonApp
 from ncmon.tui.widgets.lines import Lines
@@ -23,7 +23,9 @@ NOW = 1_800_000_700.0
 CLASSES = ("ship", "cat", "truck", "dog")
 
 
-def make_store(path: Path, *, epochs: int = 40, hostile: bool = False, others: bool = True) -> Path:
+def make_store(
+    path: Path, *, epochs: int = 40, hostile: bool = False, others: bool = True, alerts: bool = False
+) -> Path:
     """Write three runs: one live and collapsing, one that ended, one that failed early; or the first alone."""
     with Writer.open(path) as writer:
         names = [("vit-small-wd1e-4", 8, "finished"), ("resnet-lr1", 3, "failed"), ("digits-bn", epochs, None)]
@@ -58,7 +60,37 @@ def make_store(path: Path, *, epochs: int = 40, hostile: bool = False, others: b
             if ending:
                 end = RunEnd(run_id=run.run_id, status=ending, text="", time=NOW - 100)  # type: ignore[arg-type]
                 writer.commit([Stored(origins=(StreamSeq(stream=stream, seq=seq),), item=end)], now=NOW - 100)
+        if alerts:
+            raised = [make_alert(number, **fields) for number, fields in enumerate(ALERTS)]
+            writer.put_alerts(raised, {})
+            writer.put_alerts([dataclasses.replace(raised[-1], cleared=NOW - 30)], {})
     return path
+
+
+ALERTS: tuple[dict[str, Any], ...] = (
+    {"rule": "nc1-rising", "text": "NC1 rose to 0.3, 3.0 times the 0.1 that it had fallen to", "value": 0.3},
+    {"rule": "class-dead", "class_index": 1, "text": "of 20 samples of class {class:1} 0.0% are right", "value": 0.0},
+    {"rule": "run-failed", "run_id": "run1", "severity": "alert", "layer": "", "split": "", "text": "CUDA error"},
+    {"rule": "collapse-reached", "severity": "info", "layer": "blocks.1", "text": "it is there", "value": 0.97},
+    {"rule": "nonfinite", "severity": "alert", "layer": "blocks.0", "text": "1 of 80 samples is NaN", "value": 0.0125},
+)
+"""The last one is over."""
+
+
+def make_alert(number: int = 0, **fields: Any) -> Alert:
+    """Return an alert of the live run."""
+    defaults: dict[str, Any] = {
+        "run_id": "run2",
+        "rule": "nc1-rising",
+        "severity": "warning",
+        "split": "train",
+        "layer": "classifier-input",
+        "epoch": 30,
+        "step": 310,
+        "since": NOW - 300 + 10 * number,
+        "text": "a reason",
+    }
+    return Alert(**(defaults | fields))
 
 
 def _window(seed: int, collapse: float, epoch: int, run_id: str) -> Window:
