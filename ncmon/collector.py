@@ -350,6 +350,7 @@ def merge_layers(a: LayerStats, b: LayerStats) -> LayerStats:
     scatter: FloatArray | None = None
     if a.within_scatter is not None and b.within_scatter is not None:
         scatter = a.within_scatter + b.within_scatter + (delta * weight[:, None]).T @ delta
+    before, weighted = _merge_weighted(a, b, delta, weight)
     return replace(
         a,
         class_counts=a.class_counts + b.class_counts,
@@ -366,10 +367,33 @@ def merge_layers(a: LayerStats, b: LayerStats) -> LayerStats:
         span_singular=None,
         span_within=None,
         within_scatter=scatter,
+        before_counts=before,
+        # Movements of shares about their own means say no more than this of the movement of the whole.
+        shift_sq=None if a.shift_sq is None or b.shift_sq is None else a.shift_sq + (b.shift_sq - a.shift_sq) * share,
+        span_weighted=None,
+        weighted_scatter=weighted,
         means_f4=a.means_f4 or b.means_f4,
         eps=max(a.eps, b.eps),
         note=a.note or b.note,
     )
+
+
+def _merge_weighted(
+    a: LayerStats, b: LayerStats, delta: FloatArray, weight: FloatArray
+) -> tuple[IntArray | None, FloatArray | None]:
+    """Return the class sizes of a share's window before, and the scatter weighted by them.
+
+    That the classes weigh 1 / before_counts is true of the sum only where the shares have the same weights.
+    """
+    if a.before_counts is None or b.before_counts is None:
+        return None, None
+    if not np.array_equal(a.before_counts, b.before_counts):
+        return a.before_counts + b.before_counts, None
+    if a.weighted_scatter is None or b.weighted_scatter is None:
+        return a.before_counts, None
+    inverse = np.divide(1.0, a.before_counts, out=np.zeros(len(weight)), where=a.before_counts > 0)
+    between = (delta * (weight * inverse)[:, None]).T @ delta
+    return a.before_counts, a.weighted_scatter + b.weighted_scatter + between
 
 
 def _merge_heads(heads: Sequence[Head]) -> Head:

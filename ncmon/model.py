@@ -96,6 +96,16 @@ class LayerStats:
     """(r,) v^T S v along the right singular vectors; S is the pooled within-class scatter (a sum, not a mean)."""
     within_scatter: FloatArray | None = None
     """(d, d) S itself, where several ranks were merged."""
+    before_counts: IntArray | None = None
+    """(C,) finite samples in the window before of the same split (of one rank, where several were merged and each had
+    these), None where there was none.
+    """
+    shift_sq: FloatArray | None = None
+    """(C,) |mean_c - mean_c before|^2 of the classes that are in both windows."""
+    span_weighted: FloatArray | None = None
+    """(r,) v^T M v, M the scatter in which the samples of class c weigh 1 / before_counts_c."""
+    weighted_scatter: FloatArray | None = None
+    """(d, d) M itself, where several ranks were merged."""
     eps: float = 2.0**-23
     """Machine epsilon of the features as the network computed them: 2^-7 for bfloat16."""
     means_f4: bool = False

@@ -118,6 +118,17 @@ def nc1_pinv(p: Pass) -> float:
     return total / len(p.present)
 
 
+def nc1_balanced(p: Pass) -> float:
+    width = p.rows[0].size
+    within = np.zeros((width, width))
+    for c in p.present:
+        within += sum(np.outer(row - p.means[c], row - p.means[c]) for row in p.by_class[c]) / len(p.by_class[c])
+    within /= len(p.present)
+    values, vectors = np.linalg.eigh(between_covariance(p))
+    kept = [(value, vector) for value, vector in zip(values, vectors.T, strict=True) if value > 1e-10 * values[-1]]
+    return sum(float(vector @ within @ vector) / value for value, vector in kept) / len(p.present)
+
+
 def nc1_trace_ratio(p: Pass) -> float:
     return float(np.trace(within_covariance(p)) / np.trace(between_covariance(p)))
 
@@ -134,6 +145,16 @@ def nc1_cdnv(p: Pass) -> float:
 
 def centred_norms(p: Pass) -> list[float]:
     return [float(np.linalg.norm(p.means[c] - p.centre)) for c in p.present]
+
+
+def unit_distances(p: Pass) -> list[float]:
+    units = {c: (p.means[c] - p.centre) / np.linalg.norm(p.means[c] - p.centre) for c in p.present}
+    return [float(np.linalg.norm(units[c] - units[e])) for c, e in p.pairs()]
+
+
+def uniform_duality(p: Pass) -> float:
+    products_ = [float(p.weight[c] @ (p.means[c] - p.centre)) for c in p.present]
+    return sum((value - mean(products_)) ** 2 for value in products_) / (len(products_) - 1)
 
 
 def nc2_equinorm(p: Pass) -> float:
@@ -327,6 +348,22 @@ def settled(p: Pass) -> tuple[float, float, float]:
     return product, least_loss(p, product), objective_at(product)
 
 
+def excess_structure(p: Pass) -> float | None:
+    # With unequal classes the pooled loss may be below its balanced bound: then there is no such term.
+    value = ce_loss(p) - least_loss(p, alpha(p) * beta(p))
+    return None if biased(p) or value < 0 else value
+
+
+def excess_norm(p: Pass) -> float:
+    product = alpha(p) * beta(p)
+    return least_loss(p, product) + 5e-4 * math.sqrt(p.n_classes) * product - settled(p)[2]
+
+
+def excess_balance(p: Pass) -> float:
+    penalty = 0.5 * 5e-4 * (p.n_classes * beta(p) ** 2 + alpha(p) ** 2)
+    return penalty - 5e-4 * math.sqrt(p.n_classes) * alpha(p) * beta(p)
+
+
 def effective_depth(features: Features) -> float:
     for place, layer in enumerate(features.layers, 1):
         if 1 - ncc_acc(Pass(features, layer)) <= 0.01:
@@ -341,6 +378,7 @@ SCALARS: dict[str, Callable[[Pass], float | None]] = {
     "inter_cos_mean": lambda p: mean(pair_cosine(p, c, e) for c, e in p.pairs()),
     "cos_margin": lambda p: float(np.nanmin(intra_cos(p)) - np.nanmax(inter_matrix(p))),
     "nc1_pinv": nc1_pinv,
+    "nc1_balanced": nc1_balanced,
     "nc1_trace_ratio": nc1_trace_ratio,
     "nc1_cdnv": nc1_cdnv,
     "nc2_equinorm": nc2_equinorm,
@@ -377,6 +415,13 @@ SCALARS: dict[str, Callable[[Pass], float | None]] = {
     "wd_alpha_beta": lambda p: settled(p)[0],
     "wd_loss": lambda p: settled(p)[1],
     "wd_objective": lambda p: settled(p)[2],
+    "excess_structure": excess_structure,
+    "excess_norm": excess_norm,
+    "excess_balance": excess_balance,
+    "nc2g_dist": lambda p: spread(unit_distances(p)) ** 2,
+    "nc2g_log": lambda p: spread(-math.log(value) for value in unit_distances(p)) ** 2,
+    "nc3_centred_cos_mean": lambda p: mean(cos(p.weight[c], p.means[c] - p.centre) for c in p.present),
+    "nc3u_uni_dual": uniform_duality,
     "nc3_raw_cos_min": lambda p: min(cos(p.weight[c], p.means[c]) for c in p.present),
     "nc3_raw_cos_mean": lambda p: mean(cos(p.weight[c], p.means[c]) for c in p.present),
 }

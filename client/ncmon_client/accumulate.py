@@ -21,7 +21,8 @@ traffic: `index_add` where there are few samples, a product with the one-hot mat
 classes, `embedding_bag` where there are many of both. `index_select` fetches the shifts 4 to 7 times faster than
 indexing does. The second moment is a product, far above everything else: S is symmetric, and only blocks on and above
 its diagonal are added up. Of streaming windows it is a sample: with T = sum |h - mean|^2 over all batches and S' over
-one batch in k, S = S' T / tr S'. Exact windows take every batch.
+one batch in k, S = S' T / tr S'. Exact windows take every batch. Where classes differ in size a second one is added
+up beside it, in which every class counts once (`balance`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from ncmon_client.balance import class_weights
 
 EPS_TF32 = 2.0**-10
 """Machine epsilon of what an accelerator may take for single precision in products of matrices."""
@@ -83,15 +86,26 @@ class Reference:
     """(C, d)"""
     known: Tensor
     """(C,) bool, False for a class that the earlier window did not hold."""
+    counts: Tensor | None = None
+    """(C,) samples behind the means."""
 
 
 class ClassMoments:
     """Additive statistics of one layer over one window."""
 
     def __init__(
-        self, n_classes: int, n_features: int, device: torch.device, *, exact: bool, reference: Reference | None = None
+        self,
+        n_classes: int,
+        n_features: int,
+        device: torch.device,
+        *,
+        exact: bool,
+        reference: Reference | None = None,
+        before: Reference | None = None,
     ) -> None:
         self.n_classes = n_classes
+        self.before = before
+        """The window before, of the same split: what class weights and the movement of the means come from."""
         self.exact = exact
         dtype = torch.float64 if exact else torch.float32
 
@@ -112,6 +126,11 @@ class ClassMoments:
         self._batches = 0
         self.moment_counts = zeros(rows, kind=torch.float64) if self.thinned else self.counts
         self.moment_sums = zeros(rows, n_features) if self.thinned else self.sums
+        self.weights: Tensor | None = None
+        if before is not None and before.counts is not None and self.scatter is not None:
+            found = class_weights(before.counts, exact=exact)
+            self.weights = None if found is None else found.to(dtype)
+        self.weighted = None if self.weights is None else zeros(n_features, n_features)
         self.shift = zeros(rows, n_features)
         self.eps = 0.0
         self._unknown = torch.ones(rows, dtype=torch.bool, device=device)
@@ -155,13 +174,13 @@ class ClassMoments:
         units = h / torch.where(zero, 1, norm)[:, None]
         add_by_class(self.sums, self.unit_sums, x, units, rows, kernel_for(len(x), self.n_classes, x.device))
         if self.scatter is not None and self._batches % self.thinning == 0:
-            self._add_moment(x, rows, self.scatter)
+            _add_moment(self.scatter, x, x)
+            if self.weights is not None and self.weighted is not None:
+                _add_moment(self.weighted, x * self.weights.index_select(0, rows)[:, None], x)
+            self._count_moment(x, rows)
         self._batches += 1
 
-    def _add_moment(self, x: Tensor, rows: Tensor, scatter: Tensor) -> None:
-        for begin in range(0, x.shape[1], SCATTER_BLOCK):
-            block = slice(begin, begin + SCATTER_BLOCK)
-            scatter[block, begin:].addmm_(x[:, block].T, x[:, begin:])
+    def _count_moment(self, x: Tensor, rows: Tensor) -> None:
         if self.thinned:
             self.moment_sums.index_add_(0, rows, x)
             self.moment_counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
@@ -184,7 +203,7 @@ class ClassMoments:
         """Return this window's class means, on the device, for the next window."""
         counts = self.counts[:-1]
         means = self.shift[:-1] + self.sums[:-1] / counts.clamp(min=1).to(self.sums.dtype)[:, None]
-        return Reference(means=torch.where((counts > 0)[:, None], means, 0), known=counts > 0)
+        return Reference(means=torch.where((counts > 0)[:, None], means, 0), known=counts > 0, counts=counts.clone())
 
     def merge(self, other: ClassMoments) -> None:
         """Add another part of the same window (Chan's rule: its sums are moved to this part's shift first)."""
@@ -197,6 +216,13 @@ class ClassMoments:
             own = other.moment_counts.to(self.sums.dtype)[:, None]
             cross = step.T @ other.moment_sums
             self.scatter += other.scatter + cross + cross.T + step.T @ (own * step)
+            # Of two parts of one window the classes have the same weights, or the sum means nothing.
+            if self.weights is None or other.weights is None or not torch.equal(self.weights, other.weights):
+                self.weights = self.weighted = None
+            if self.weighted is not None and other.weighted is not None and self.weights is not None:
+                scaled = self.weights[:, None] * step
+                cross = scaled.T @ other.moment_sums
+                self.weighted += other.weighted + cross + cross.T + scaled.T @ (own * step)
             if self.thinned:
                 self.moment_sums += other.moment_sums + own * step
                 self.moment_counts += other.moment_counts
@@ -218,15 +244,23 @@ class ClassMoments:
         delta = host(self.sums) / safe
         means = np.where(present[:, None], host(self.shift) + delta, 0.0)
         within_sq = np.where(counts > 1, host(self.squares) - counts * np.einsum("ij,ij->i", delta, delta), 0.0)
-        scatter = None
-        if self.scatter is not None:
-            upper = np.triu(self.scatter.detach().to("cpu", torch.float64).numpy())
+
+        def moment(upper: Tensor, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+            triangle = np.triu(upper.detach().to("cpu", torch.float64).numpy())
             own, sums = host(self.moment_counts)[:, None], host(self.moment_sums)
-            cross = delta.T @ (own * delta - sums)
-            scatter = upper + np.triu(upper, 1).T + cross - sums.T @ delta
-            if self.thinned and (trace := np.trace(scatter)) > 0:
+            scaled = weights[:, None] * delta
+            whole = triangle + np.triu(triangle, 1).T + scaled.T @ (own * delta - sums) - sums.T @ scaled
+            if self.thinned and (trace := np.trace(whole)) > 0:
                 # The trace is known of all samples; what the sample says is how it spreads over directions.
-                scatter *= within_sq.sum() / trace
+                whole *= float(weights @ within_sq) / trace
+            return whole
+
+        before_counts = shift_sq = None
+        if self.before is not None and self.before.counts is not None:
+            before_counts = self.before.counts.cpu().numpy().astype(np.int64)
+            earlier = self.before.means.detach().to("cpu", torch.float64).numpy()
+            both = present & (before_counts > 0)
+            shift_sq = np.where(both, np.square(means - earlier).sum(axis=1), 0.0)
         return Drained(
             class_counts=counts,
             class_means=means,
@@ -236,7 +270,12 @@ class ClassMoments:
             norm_sq_sums=host(self.norm_squares),
             zero_counts=self.zero[:-1].cpu().numpy().astype(np.int64),
             nonfinite_counts=self.nonfinite[:-1].cpu().numpy().astype(np.int64),
-            within_scatter=scatter,
+            within_scatter=None if self.scatter is None else moment(self.scatter, np.ones(self.n_classes)),
+            weighted_scatter=(
+                None if self.weighted is None or self.weights is None else moment(self.weighted, host(self.weights))
+            ),
+            before_counts=before_counts,
+            shift_sq=shift_sq,
         )
 
 
@@ -254,9 +293,15 @@ class Drained:
     nonfinite_counts: NDArray[np.int64]
     within_scatter: NDArray[np.float64] | None
     """(d, d) S, None above `MAX_SCATTER_FEATURES`."""
+    weighted_scatter: NDArray[np.float64] | None = None
+    """(d, d) the same with the samples of a class weighted by 1 / before_counts."""
+    before_counts: NDArray[np.int64] | None = None
+    """(C,) samples of the classes in the window before, None where there was none."""
+    shift_sq: NDArray[np.float64] | None = None
+    """(C,) |mean - mean before|^2 of the classes that are in both windows."""
 
-    def span(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Return the singular values (r,) of the centred class means, and v^T S v along their right singular
+    def span(self) -> Span | None:
+        """Return the singular values of the centred class means, and both second moments along their right singular
         vectors.
         """
         present = self.class_counts > 0
@@ -267,7 +312,29 @@ class Drained:
         _, singular, right = np.linalg.svd(rows, full_matrices=False)
         rank = min(int(present.sum()) - 1, rows.shape[1])
         right = right[:rank]
-        return singular[:rank], np.einsum("ij,ij->i", right @ self.within_scatter, right)
+
+        def along(scatter: NDArray[np.float64]) -> NDArray[np.float64]:
+            found: NDArray[np.float64] = np.einsum("ij,ij->i", right @ scatter, right)
+            return found
+
+        weighted = None if self.weighted_scatter is None else along(self.weighted_scatter)
+        return Span(singular=singular[:rank], within=along(self.within_scatter), weighted=weighted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Span:
+    """Second moments along the directions of the class means, (r,) each."""
+
+    singular: NDArray[np.float64]
+    within: NDArray[np.float64]
+    weighted: NDArray[np.float64] | None
+
+
+def _add_moment(scatter: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left^T right to the upper triangle of a symmetric sum, block by block."""
+    for begin in range(0, right.shape[1], SCATTER_BLOCK):
+        block = slice(begin, begin + SCATTER_BLOCK)
+        scatter[block, begin:].addmm_(left[:, block].T, right[:, begin:])
 
 
 class Nearest:

@@ -185,7 +185,8 @@ class Monitor:
         """
         with self._frozen():
             known = self._references.get(split) or self._references.get("train") or {}
-            window = OpenWindow(exact=True, references={} if exact_ncc else known)
+            before = self._references.get(split, {})
+            window = OpenWindow(exact=True, references={} if exact_ncc else known, before=before)
             for batch in self._passes(loader, window):
                 window.add(batch, self._capture.layers)
             if window.empty:

@@ -40,10 +40,15 @@ class Objective:
 
 
 class OpenWindow:
-    """Adds batches up. `references` are the class means of an earlier window, by layer."""
+    """Adds batches up. `references` are the class means of an earlier window, by layer, that decide for the nearest;
+    `before` those of the window before of the same split.
+    """
 
-    def __init__(self, *, exact: bool, references: Mapping[str, Reference]) -> None:
+    def __init__(
+        self, *, exact: bool, references: Mapping[str, Reference], before: Mapping[str, Reference] | None = None
+    ) -> None:
         self.exact = exact
+        self.before = references if before is None else before
         self.steps = 0
         self.sampled_steps = 0
         self.skipped: Counter[str] = Counter()
@@ -105,7 +110,12 @@ class OpenWindow:
         for layer in layers:
             reference = self.given.get(layer.name)
             self._moments[layer.name] = ClassMoments(
-                self._n_classes, layer.n_features, device, exact=self.exact, reference=reference
+                self._n_classes,
+                layer.n_features,
+                device,
+                exact=self.exact,
+                reference=reference,
+                before=self.before.get(layer.name),
             )
             # A product of n x d x C: always for the classifier's input, elsewhere where C is the small side.
             if reference is not None and (layer.name == CLASSIFIER_INPUT or self._n_classes <= layer.n_features):
@@ -203,10 +213,16 @@ class ClosedWindow:
                 arrays.append((name, place, values.astype(np.float32) if single else values))
             if single:
                 notes.append("class means in single precision: payload over budget")
+            if drained.before_counts is not None and drained.shift_sq is not None:
+                arrays += [("before_counts", place, drained.before_counts), ("shift_sq", place, drained.shift_sq)]
             if self.meta["world_size"] != 1 and drained.within_scatter is not None:
                 arrays.append(("within_scatter", place, drained.within_scatter))
+                if drained.weighted_scatter is not None:
+                    arrays.append(("weighted_scatter", place, drained.weighted_scatter))
             elif (span := drained.span()) is not None:
-                arrays += [("span_singular", place, span[0]), ("span_within", place, span[1])]
+                arrays += [("span_singular", place, span.singular), ("span_within", place, span.within)]
+                if span.weighted is not None:
+                    arrays.append(("span_weighted", place, span.weighted))
             if self.moments[layer.name].thinned:
                 notes.append(f"second moment of one batch in {self.moments[layer.name].thinning}")
             if layer.n_features > MAX_SCATTER_FEATURES:

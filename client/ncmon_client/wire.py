@@ -286,6 +286,10 @@ LAYER_ARRAYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "span_singular": (("f8",), ("r",)),  # singular values of the rows mean_c - mean_G of present classes, descending
     "span_within": (("f8",), ("r",)),  # v^T S v along the right singular vectors v; S = sum (h - mean)(h - mean)^T
     "within_scatter": (("f4", "f8"), ("d", "d")),  # S itself, sent when several ranks have to be merged
+    "before_counts": (("i8",), ("C",)),  # finite samples in the window before of the same split, 0 where it had none
+    "shift_sq": (("f8",), ("C",)),  # |mean_c - mean_c before|^2 of the classes that are in both windows
+    "span_weighted": (("f8",), ("r",)),  # v^T M v, M = sum (h - mean)(h - mean)^T / before_counts_c
+    "weighted_scatter": (("f4", "f8"), ("d", "d")),  # M itself, sent when several ranks have to be merged
 }
 HEAD_ARRAYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "weight": (("f4", "f8"), ("C", "H")),

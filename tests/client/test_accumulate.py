@@ -141,7 +141,7 @@ def test_the_span_of_the_means_carries_the_whole_of_nc1() -> None:
     drained = moments(features, labels, exact=True).drain()
     found = drained.span()
     assert found is not None
-    singular, within = found
+    singular, within = found.singular, found.within
     truth = two_pass(features, labels, 4)
     rows = truth["class_means"] - truth["class_means"].mean(axis=0)
     between = rows.T @ rows / 4
@@ -281,7 +281,79 @@ def test_a_wide_layers_second_moment_is_a_sample_of_its_batches_with_the_trace_o
     for sampled in (streaming.drain(), halves[0].drain()):
         assert np.trace(sampled.within_scatter) == pytest.approx(sampled.within_sq.sum(), rel=1e-9)
         np.testing.assert_allclose(sampled.within_sq, truth.within_sq, rtol=1e-4)
-        (_, along), (_, expected) = sampled.span(), truth.span()
+        along, expected = sampled.span().within, truth.span().within
         # 960 of 2,880 samples: a variance along one direction is off by sqrt(2 / 960 - 2 / 2880), 4 %.
         np.testing.assert_allclose(along, expected, rtol=0.16)
         assert not np.allclose(along, expected, rtol=1e-3)
+
+
+def unequal(*, n: int = 900, d: int = 7, offset: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Classes of 4 : 3 : 2 : 1 with spreads of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3])[torch.randperm(n, generator=generator) % 10]
+    spreads = torch.rand(4, d, generator=generator) + 0.1
+    means = 3 * torch.randn(4, d, generator=generator) + offset
+    return means[labels] + spreads[labels] * torch.randn(n, d, generator=generator), labels
+
+
+def class_covariances(features: Tensor, labels: Tensor) -> np.ndarray:
+    h, y = features.double().numpy(), labels.numpy()
+    return sum(np.cov(h[y == c].T, ddof=0) for c in range(4))
+
+
+@pytest.mark.parametrize("d", [7, 200])
+@pytest.mark.parametrize(("exact", "rtol"), [(True, 1e-10), (False, 2e-5)])
+def test_with_the_sizes_of_the_window_before_every_class_counts_once(exact: bool, rtol: float, d: int) -> None:
+    features, labels = unequal(d=d, offset=3.0)
+    before = moments(features, labels, exact=exact).reference()
+    made = ClassMoments(4, d, CPU, exact=exact, reference=None if exact else before, before=before)
+    # One batch: of a wide streaming layer a second moment is a sample of batches.
+    made.update(features, labels)
+    drained, truth = made.drain(), class_covariances(features, labels)
+    np.testing.assert_allclose(drained.weighted_scatter, truth, rtol=rtol, atol=rtol * np.abs(truth).max())
+    span = drained.span()
+    assert span.weighted is not None
+    rows = drained.class_means - drained.class_means.mean(axis=0)
+    right = np.linalg.svd(rows, full_matrices=False)[2][:3]
+    np.testing.assert_allclose(span.weighted, [v @ truth @ v for v in right], rtol=1e-4)
+    assert drained.before_counts.tolist() == torch.bincount(labels).tolist()
+    assert drained.shift_sq.max() < 1e-9
+
+
+def test_a_second_product_is_only_made_where_sizes_differ_for_a_reason() -> None:
+    features, labels = clusters(n=400)
+    counted = torch.bincount(labels).tolist()
+    assert max(counted) > min(counted)
+    chance = moments(features, labels).reference()
+    assert ClassMoments(4, 7, CPU, exact=False, before=chance).weighted is None
+    assert ClassMoments(4, 7, CPU, exact=True, before=chance).weighted is not None
+    meant = moments(*unequal()).reference()
+    assert ClassMoments(4, 7, CPU, exact=False, before=meant).weighted is not None
+    equal = Reference(means=chance.means, known=chance.known, counts=torch.full((4,), 100.0).double())
+    assert ClassMoments(4, 7, CPU, exact=True, before=equal).weighted is None
+    assert ClassMoments(4, 1025, CPU, exact=True, before=meant).weighted is None
+    assert ClassMoments(4, 7, CPU, exact=True).weighted is None
+
+
+def test_merged_parts_keep_their_weights_or_have_none() -> None:
+    features, labels = unequal(offset=2.0)
+    before = moments(features, labels, exact=True).reference()
+    parts = [ClassMoments(4, 7, CPU, exact=True, before=before) for _ in range(2)]
+    parts[0].update(features[:300], labels[:300])
+    parts[1].update(features[300:], labels[300:])
+    parts[0].merge(parts[1])
+    np.testing.assert_allclose(parts[0].drain().weighted_scatter, class_covariances(features, labels), rtol=1e-10)
+    other = ClassMoments(4, 7, CPU, exact=True, before=moments(features[:200], labels[:200], exact=True).reference())
+    other.update(features, labels)
+    parts[0].merge(other)
+    assert parts[0].drain().weighted_scatter is None
+
+
+def test_a_window_says_how_far_each_mean_moved_since_the_one_before() -> None:
+    features, labels = clusters(n=200)
+    before = moments(features, labels, exact=True).reference()
+    step = torch.tensor([[3.0, 4, 0, 0, 0, 0, 0], [0] * 7, [1.0] + [0] * 6, [0] * 7])
+    later = ClassMoments(4, 7, CPU, exact=True, before=before)
+    present = labels != 3
+    later.update((features + step[labels])[present], labels[present])
+    np.testing.assert_allclose(later.drain().shift_sq, [25, 0, 1, 0], atol=1e-10)
