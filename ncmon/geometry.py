@@ -182,6 +182,8 @@ def etf_distance(gram: FloatArray) -> float:
     """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F for G (K, K): the distance to the Gram matrix of a simplex frame."""
     n_classes = gram.shape[0]
     frame = (np.eye(n_classes) - 1.0 / n_classes) / np.sqrt(n_classes - 1.0)
+    # Products of products: squared once more they leave float64 from lengths of 1e77 on, where |G| would be infinite.
+    gram = gram / np.abs(gram).max()
     return float(np.linalg.norm(gram / np.linalg.norm(gram) - frame))
 
 

@@ -46,7 +46,11 @@ class Pass:
 
     def loss(self, row: np.ndarray, label: int) -> float:
         logits = self.logits(row)
-        return math.log1p(sum(math.exp(logits[c] - logits[label]) for c in range(self.n_classes) if c != label))
+        wrong = [logits[c] - logits[label] for c in range(self.n_classes) if c != label]
+        top = max(0.0, *wrong)
+        if top > 0:
+            return top + math.log(math.exp(-top) + sum(math.exp(one - top) for one in wrong))
+        return math.log1p(sum(math.exp(one) for one in wrong))
 
 
 def cos(first: np.ndarray, second: np.ndarray) -> float:
@@ -108,14 +112,18 @@ def between_covariance(p: Pass) -> np.ndarray:
     return sum(np.outer(p.means[c] - p.centre, p.means[c] - p.centre) for c in p.present) / len(p.present)
 
 
+def ratio(p: Pass, within: np.ndarray) -> float:
+    """tr(within pinv(A^T A / K)) / K = tr(pinv(A)^T within pinv(A)), which does not square the condition of A."""
+    left, singular, right = np.linalg.svd(np.array(centred_means(p)), full_matrices=False)
+    kept = [k for k in range(min(len(p.present) - 1, len(singular))) if singular[k] > 1e-10 * singular[0]]
+    inverse = sum(
+        (np.outer(right[k], left[:, k]) / singular[k] for k in kept), start=np.zeros((right.shape[1], len(left)))
+    )
+    return float(np.trace(inverse.T @ within @ inverse))
+
+
 def nc1_pinv(p: Pass) -> float:
-    between = between_covariance(p)
-    values, vectors = np.linalg.eigh(between)
-    total = 0.0
-    for value, vector in zip(values, vectors.T, strict=True):
-        if value > 1e-10 * values[-1]:
-            total += float(vector @ within_covariance(p) @ vector) / value
-    return total / len(p.present)
+    return ratio(p, within_covariance(p))
 
 
 def nc1_balanced(p: Pass) -> float:
@@ -123,10 +131,7 @@ def nc1_balanced(p: Pass) -> float:
     within = np.zeros((width, width))
     for c in p.present:
         within += sum(np.outer(row - p.means[c], row - p.means[c]) for row in p.by_class[c]) / len(p.by_class[c])
-    within /= len(p.present)
-    values, vectors = np.linalg.eigh(between_covariance(p))
-    kept = [(value, vector) for value, vector in zip(values, vectors.T, strict=True) if value > 1e-10 * values[-1]]
-    return sum(float(vector @ within @ vector) / value for value, vector in kept) / len(p.present)
+    return ratio(p, within / len(p.present))
 
 
 def nc1_trace_ratio(p: Pass) -> float:
@@ -176,6 +181,7 @@ def snr(p: Pass) -> float:
 def etf_distance(gram: np.ndarray) -> float:
     """Entry by entry against the frame whose Gram matrix has diagonal 1 - 1/K and -1/K elsewhere, at norm 1."""
     size = len(gram)
+    gram = gram / np.abs(gram).max()
     norm = math.sqrt(sum(float(value) ** 2 for value in gram.ravel()))
     total = 0.0
     for i in range(size):
@@ -288,7 +294,8 @@ def own_logit(p: Pass, row: np.ndarray, label: int) -> float:
 
 def least_loss(p: Pass, z: float) -> float:
     c = p.n_classes
-    return math.log1p((c - 1) * math.exp(-c / (c - 1) * z))
+    exponent = math.log(c - 1) - c / (c - 1) * z
+    return exponent + math.log1p(math.exp(-exponent)) if exponent > 0 else math.log1p(math.exp(exponent))
 
 
 def class_own(p: Pass, c: int) -> float:
@@ -351,7 +358,7 @@ def settled(p: Pass) -> tuple[float, float, float]:
 def excess_structure(p: Pass) -> float | None:
     # With unequal classes the pooled loss may be below its balanced bound: then there is no such term.
     value = ce_loss(p) - least_loss(p, alpha(p) * beta(p))
-    return None if biased(p) or value < 0 else value
+    return None if biased(p) or value < -1e-12 else value
 
 
 def excess_norm(p: Pass) -> float:

@@ -75,6 +75,8 @@ def theorem(inputs: WindowInputs, *, exceptions: int = 0, tight: bool = False) -
     n, product, loss = inputs.n_classes, inputs.product, inputs.loss
     if n < 3:
         raise Unavailable("not applicable: fewer than three classes")
+    if product <= 0:
+        raise Unavailable("vacuous: features or rows are zero")
     kappa = n / (n - 1.0)
     least = least_loss(n, product)
     if loss < least * (1 - ALLOWANCE):
