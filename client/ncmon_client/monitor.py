@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from ncmon_client import wire
-from ncmon_client.accumulate import Reference
 from ncmon_client.batches import frozen, split, supervised
 from ncmon_client.capture import Batch, Capture, elsewhere
 from ncmon_client.losses import Losses
 from ncmon_client.options import check, pooled, run_info, with_classes
 from ncmon_client.outbox import Outbox
+from ncmon_client.rows import Reference
 from ncmon_client.schedule import Schedule
 from ncmon_client.sender import Sender
 from ncmon_client.spool import Level
@@ -185,7 +185,11 @@ class Monitor:
         """
         with self._frozen():
             known = self._references.get(split) or self._references.get("train") or {}
-            window = OpenWindow(exact=True, references={} if exact_ncc else known)
+            window = OpenWindow(
+                exact=True,
+                references={} if exact_ncc else known,
+                classifier=self._capture.head().tensors.get("weight"),
+            )
             for batch in self._passes(loader, window):
                 window.add(batch, self._capture.layers)
             if window.empty:
