@@ -18,6 +18,8 @@ from ncmon_client.rows import Reference
 
 EPS_TF32 = 2.0**-10
 """Machine epsilon of what an accelerator may take for single precision in products of matrices."""
+WAITING_LOGITS = 2**15
+"""Logits that wait before their losses are taken."""
 PADDED = 16
 """Columns of a product of few classes: on a CPU one of 16 takes a third of the time of one of 10."""
 
@@ -83,10 +85,48 @@ class HeadCounts:
     """
 
     def __init__(self, n_classes: int, device: torch.device) -> None:
+        self._n_classes = n_classes
         # One tensor, added to in one call; counts are exact in float64 up to 2^53.
-        self.totals = torch.zeros(6, n_classes + 1, dtype=torch.float64, device=device)
-        self.labels, self.nonfinite, self.correct, self.loss, self.own_logit, self.own_loss = self.totals.unbind(0)
+        self._totals = torch.zeros(6, n_classes + 1, dtype=torch.float64, device=device)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._n_waiting = 0
         self.eps = 0.0
+
+    @property
+    def totals(self) -> Tensor:
+        """Return all sums (6, C + 1), those of the batches that wait among them."""
+        self._settle()
+        return self._totals
+
+    @property
+    def labels(self) -> Tensor:
+        """Samples (C + 1,) whose loss is finite."""
+        return self.totals[0]
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """Samples (C + 1,) whose loss is not."""
+        return self.totals[1]
+
+    @property
+    def correct(self) -> Tensor:
+        """Samples (C + 1,) whose argmax is their class."""
+        return self.totals[2]
+
+    @property
+    def loss(self) -> Tensor:
+        """Sums (C + 1,) of the loss."""
+        return self.totals[3]
+
+    @property
+    def own_logit(self) -> Tensor:
+        """Sums (C + 1,) of z."""
+        return self.totals[4]
+
+    @property
+    def own_loss(self) -> Tensor:
+        """Sums (C + 1,) of g(z)."""
+        return self.totals[5]
 
     @property
     def ignored(self) -> Tensor:
@@ -94,12 +134,29 @@ class HeadCounts:
         return self.labels[-1] + self.nonfinite[-1]
 
     def update(self, logits: Tensor, rows: Tensor, *, exact: bool) -> Tensor:
-        """Add a batch of logits (n, C) and rows (n,) in [0, C]; return the argmax (n,)."""
-        n_classes = logits.shape[1]
+        """Add a batch of logits (n, C) and rows (n,) in [0, C]; return the argmax (n,).
+
+        Logits of a small batch are copied and wait for more: thirty calls on a few numbers cost more than the numbers
+        do. What still waits at the end of the window is added in the sending thread.
+        """
         self.eps = max(self.eps, torch.finfo(logits.dtype).eps)
         if logits.is_cuda and torch.get_float32_matmul_precision() != "highest":
             self.eps = max(self.eps, EPS_TF32)
-        logits = logits.to(torch.float64 if exact else torch.float32)
+        logits = logits.to(torch.float64 if exact else torch.float32, copy=True)
+        self._waiting.append((logits, rows))
+        self._n_waiting += logits.numel()
+        if self._n_waiting >= WAITING_LOGITS:
+            self._settle()
+        return logits.argmax(1)
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        if not self._waiting:
+            return
+        logits = torch.cat([part for part, _ in self._waiting])
+        rows = torch.cat([part for _, part in self._waiting])
+        self._waiting, self._n_waiting = [], 0
+        n_classes = self._n_classes
         predicted = logits.argmax(1)
         target = rows.clamp(max=n_classes - 1)[:, None]
         own = logits.gather(1, target)
@@ -114,8 +171,6 @@ class HeadCounts:
         values[3] = loss
         values[4] = z
         values[5] = functional.softplus(math.log(n_classes - 1) - n_classes / (n_classes - 1) * z)
-        if logits.is_cuda or not bool(finite.all()):
-            # A masked logit (-inf) leaves the loss finite and z not: the sum then says so, and is not sent.
-            values[3:].masked_fill_(~finite, 0)
-        self.totals.index_add_(1, rows, values)
-        return predicted
+        # A masked logit (-inf) leaves the loss finite and z not: the sum then says so, and is not sent.
+        values[3:].masked_fill_(~finite, 0)
+        self._totals.index_add_(1, rows, values)
