@@ -61,9 +61,9 @@ _TOGETHER = (("ncc_counts", "ncc_hits"), ("span_singular", "span_within"), ("bef
 _ONLY_WITH = (
     ("ncc_agree", "ncc_counts"),
     ("span_weighted", "span_within"),
-    ("span_weighted", "before_counts"),
+    ("span_weighted", "moment_weights"),
     ("weighted_scatter", "within_scatter"),
-    ("weighted_scatter", "before_counts"),
+    ("weighted_scatter", "moment_weights"),
 )
 _HEAD_TOGETHER = (
     ("label_counts", "loss_sums", "correct", "loss_nonfinite"),
@@ -73,7 +73,10 @@ _HEAD_TOGETHER = (
 # (smaller, larger): class by class, a part is never more than its whole.
 _PART_OF = (("zero_counts", "class_counts"), ("ncc_hits", "ncc_counts"), ("ncc_agree", "ncc_counts"))
 _NOT_NEGATIVE = frozenset(
-    {"within_sq", "norm_sums", "norm_sq_sums", "span_singular", "span_within", "span_weighted", "shift_sq"}
+    {
+        *("within_sq", "norm_sums", "norm_sq_sums", "shift_sq"),
+        *("span_singular", "span_within", "span_weighted", "moment_weights"),
+    }
 )
 
 _Arrays = Mapping[str, NDArray[Any]]
@@ -273,7 +276,7 @@ def _layer(index: int, layer: wire.LayerMeta, arrays: _Arrays, meta: wire.Window
 
 def _head(head: wire.HeadMeta, arrays: _Arrays, layers: Sequence[LayerStats]) -> Head:
     where = "the classifier"
-    for name in ("batch_norm_eps", "weight_decay", "weight_decay_gamma"):
+    for name in ("batch_norm_eps", "weight_decay", "weight_decay_gamma", "trained_loss"):
         _finite(name, getattr(head, name))
     _check_together(where, arrays, _HEAD_TOGETHER)
     values = {name: _values(where, name, array) for name, array in arrays.items()}
@@ -297,6 +300,7 @@ def _head(head: wire.HeadMeta, arrays: _Arrays, layers: Sequence[LayerStats]) ->
         plain_loss=head.plain_loss,
         finite=head.finite,
         logits_eps=head.logits_eps,
+        trained_loss=head.trained_loss,
         **values,
     )
 

@@ -97,13 +97,15 @@ class LayerStats:
     within_scatter: FloatArray | None = None
     """(d, d) S itself, where several ranks were merged."""
     before_counts: IntArray | None = None
-    """(C,) finite samples in the window before of the same split (of one rank, where several were merged and each had
-    these), None where there was none.
-    """
+    """(C,) finite samples in the window before of the same split, None where there was none."""
     shift_sq: FloatArray | None = None
     """(C,) |mean_c - mean_c before|^2 of the classes that are in both windows."""
+    moment_weights: FloatArray | None = None
+    """(C,) a_c of the scatter M = sum_c a_c S_c, by which every class counts about once; zero for a class that was not
+    expected.
+    """
     span_weighted: FloatArray | None = None
-    """(r,) v^T M v, M the scatter in which the samples of class c weigh 1 / before_counts_c."""
+    """(r,) v^T M v"""
     weighted_scatter: FloatArray | None = None
     """(d, d) M itself, where several ranks were merged."""
     eps: float = 2.0**-23
@@ -139,6 +141,8 @@ class Head:
     loss_nonfinite: IntArray | None = None
     logits_eps: float = 2.0**-23
     """Machine epsilon of the logits as the network computed them."""
+    trained_loss: float | None = None
+    """Mean over the window's samples of the loss that was trained, where it is known."""
     own_logit_sums: FloatArray | None = None
     """(C,) sum of z, the own logit less the mean of all logits, of the samples in label_counts."""
     own_loss_sums: FloatArray | None = None

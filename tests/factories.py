@@ -297,6 +297,7 @@ def _layer_stats(
         within_scatter=pooled if scatter else None,
         before_counts=counts.copy() if before else None,
         shift_sq=np.where(counts > 0, 0.04, 0.0) if before else None,
+        moment_weights=np.divide(1.0, counts, out=np.zeros(total), where=counts > 0) if before else None,
         span_weighted=along if before else None,
         weighted_scatter=weighted if scatter and before else None,
         means_f4=single,

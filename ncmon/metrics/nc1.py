@@ -87,7 +87,7 @@ METRICS = (
         definition=(
             "tr(Sigma_W pinv(Sigma_B)) / K with Sigma_W the mean of the class covariances, directions as for nc1_pinv"
         ),
-        needs=("class_counts", "class_means", "within_sq", "span_singular", "span_within", "span_weighted"),
+        needs=("class_counts", "class_means", "within_sq", "span_singular", "span_within"),
         invariant_to=("rotation", "scaling", "permutation", "translation"),
         target=lambda k: 0.0,
         compute=nc1_balanced,

@@ -234,28 +234,25 @@ class View:
     def balanced_within(self) -> FloatArray:
         """(r,) v^T Sigma v along the directions of `span`, Sigma the mean of the class covariances S_c / n_c.
 
-        What is measured is M = sum_c a_c S_c: pooled (all a_c equal), or with the sizes of the window before
-        (a_c = 1 / before_c). Every S_c is positive semidefinite, so that M, scaled to the known trace, is off by at
-        most the spread of a_c n_c along any direction: nothing where classes have these sizes, and in streaming
-        windows, which are estimates, `BALANCE_TOLERANCE` at most.
+        What is measured is M = sum_c a_c S_c: pooled (all a_c equal), or with weights from the sizes of classes. Every
+        S_c is positive semidefinite, so that M, scaled to the known trace, is off by at most the spread of a_c n_c in
+        any direction: nothing where classes have the sizes that were expected, and in streaming windows, which are
+        estimates, `BALANCE_TOLERANCE` at most.
         """
         span = self.span
         counts, within = self.counts, self.within_sq
         moving = within > 0
         if not moving.any():
             return np.zeros(span.rank)
-        before = self.layer.before_counts
         found: list[tuple[float, FloatArray, FloatArray]] = [(_spread_of(counts[moving]), span.within, within)]
-        if span.weighted is not None and before is not None:
-            sizes = before[self.present].astype(np.float64)
-            new = self.present[moving & (sizes == 0)]
-            if new.size == 0:
-                shares = np.divide(counts, sizes, out=np.zeros(sizes.shape), where=sizes > 0)
-                parts = np.divide(within, sizes, out=np.zeros(sizes.shape), where=sizes > 0)
-                found.append((_spread_of(shares[moving]), span.weighted, parts))
+        if span.weighted is not None and self.layer.moment_weights is not None:
+            weights = self.layer.moment_weights[self.present]
+            if (weights[moving] > 0).all():
+                found.append((_spread_of((weights * counts)[moving]), span.weighted, weights * within))
         spread, along, parts = min(found, key=lambda one: one[0])
         if spread > (EXACT_SPREAD if self.window.exact else BALANCE_TOLERANCE):
-            raise Unavailable(_why_unbalanced(spread, measured=span.weighted is not None, known=before is not None))
+            known = self.layer.before_counts is not None
+            raise Unavailable(_why_unbalanced(spread, measured=span.weighted is not None, known=known))
         if along.min() < 0:
             raise Unavailable("below resolution: the scatter along a direction of the means is negative")
         scale = float(np.sum(within / counts)) / float(parts.sum())

@@ -300,7 +300,7 @@ def near(a: FloatArray | None, b: FloatArray | None) -> bool:
     return bool(np.allclose(a, b, rtol=1e-12, atol=1e-12 * max(1.0, float(np.abs(b).max(initial=0.0)))))
 
 
-OF_BEFORE = ("before_counts", "shift_sq", "weighted_scatter")
+OF_BEFORE = ("before_counts", "shift_sq", "weighted_scatter", "moment_weights")
 
 
 def test_shares_of_equal_weights_merge_to_the_scatter_in_which_classes_count_once() -> None:
@@ -312,7 +312,7 @@ def test_shares_of_equal_weights_merge_to_the_scatter_in_which_classes_count_onc
     whole = window_from_features({CLASSIFIER_INPUT: rows}, labels, raws[0].weight, scatter=True)
     (merged,) = merge([dataclasses.replace(window, world_size=2) for window in windows]).layers
     assert merged.before_counts is not None
-    assert merged.before_counts.tolist() == [3, 9, 5, 2]
+    assert merged.before_counts.tolist() == [6, 18, 10, 4]
     # A rank's classes are half of the whole's: twice its weight.
     assert near(merged.weighted_scatter, 2 * whole.layers[0].weighted_scatter)  # type: ignore[operator]
     found, expected = (

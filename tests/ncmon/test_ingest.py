@@ -149,6 +149,8 @@ def test_rounding_of_large_sums_that_leaves_a_negative_one_is_kept_for_metrics_t
         (False, "before_counts", "shift_sq"),
         (False, "shift_sq", "before_counts"),
         (True, "within_scatter", "weighted_scatter"),
+        (True, "moment_weights", "weighted_scatter"),
+        (False, "moment_weights", "span_weighted"),
     ],
 )
 def test_arrays_that_belong_together_come_together(scatter: bool, lacking: str, left: str) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ncmon.evaluate import evaluate
 from ncmon.metrics import METRICS
 from ncmon.model import CLASSIFIER_INPUT, LayerKey, LayerReadings, LayerStats
-from ncmon_client.accumulate import ClassMoments
+from ncmon_client.accumulate import alone
 from tests import reference
 from tests.factories import Features, make_window
 
@@ -34,7 +34,7 @@ def summed(features: torch.Tensor, labels: torch.Tensor, *, exact: bool, windows
     """Return the readings of the last of some windows that hold the same samples, as a training run has them."""
     before = None
     for _ in range(windows):
-        moments = ClassMoments(N_CLASSES, WIDTH, CPU, exact=exact, reference=before, before=before)
+        moments = alone(N_CLASSES, WIDTH, CPU, exact=exact, reference=before, before=before)
         for h, y in zip(features.split(32), labels.split(32), strict=True):
             moments.update(h, y)
         before = moments.reference()
@@ -44,7 +44,7 @@ def summed(features: torch.Tensor, labels: torch.Tensor, *, exact: bool, windows
     fields = {
         field.name: getattr(drained, field.name)
         for field in dataclasses.fields(drained)
-        if not field.name.endswith("_scatter")
+        if field.name not in ("spread", "weighted")
     }
     layer = LayerStats(
         key=LayerKey(name=CLASSIFIER_INPUT, index=0),
@@ -55,6 +55,7 @@ def summed(features: torch.Tensor, labels: torch.Tensor, *, exact: bool, windows
         span_singular=span.singular,
         span_within=span.within,
         span_weighted=span.weighted,
+        moment_weights=None if drained.weighted is None else drained.weighted.weights,
         eps=moments.eps,
         **fields,
     )

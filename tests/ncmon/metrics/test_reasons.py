@@ -264,18 +264,20 @@ def test_every_class_counts_once_in_nc1_balanced_or_it_says_why_not() -> None:
     assert abs(value / pooled - 1) > 0.1
     layer = window.layers[-1]
     # Sizes of the window before in proportion: as good as the same ones, at another scale.
-    half = change_layer(window, before_counts=layer.class_counts // 5, span_weighted=5 * layer.span_weighted)  # type: ignore[operator]
+    assert layer.moment_weights is not None
+    assert layer.span_weighted is not None
+    half = change_layer(window, moment_weights=5 * layer.moment_weights, span_weighted=5 * layer.span_weighted)
     assert balanced(half)[0] == pytest.approx(value, rel=1e-12)
     streaming = dataclasses.replace(window, exact=False)
-    moved = layer.class_counts + np.array([1, 0, -1, 0])
-    assert balanced(change_layer(window, before_counts=moved))[1].startswith("class sizes differ from those of the")
-    assert balanced(change_layer(streaming, before_counts=moved))[0] == pytest.approx(value, rel=0.1)
+    moved = 1.0 / (layer.class_counts + np.array([1, 0, -1, 0]))
+    assert balanced(change_layer(window, moment_weights=moved))[1].startswith("class sizes differ from those of the")
+    assert balanced(change_layer(streaming, moment_weights=moved))[0] == pytest.approx(value, rel=0.1)
     assert (
         "every class counts once from the second window"
         in (balanced(change_layer(window, before_counts=None, shift_sq=None, span_weighted=None))[1])
     )
     assert "differ in size by 2e+02 %" in balanced(change_layer(window, span_weighted=None))[1]
-    new = change_layer(window, before_counts=layer.class_counts * [1, 1, 1, 0])
+    new = change_layer(window, moment_weights=layer.moment_weights * [1, 1, 1, 0])
     assert balanced(new)[0] is None
 
 
