@@ -350,6 +350,7 @@ def merge_layers(a: LayerStats, b: LayerStats) -> LayerStats:
     scatter: FloatArray | None = None
     if a.within_scatter is not None and b.within_scatter is not None:
         scatter = a.within_scatter + b.within_scatter + (delta * weight[:, None]).T @ delta
+    weights, weighted = _merge_weighted(a, b, delta, weight)
     return replace(
         a,
         class_counts=a.class_counts + b.class_counts,
@@ -366,10 +367,28 @@ def merge_layers(a: LayerStats, b: LayerStats) -> LayerStats:
         span_singular=None,
         span_within=None,
         within_scatter=scatter,
+        before_counts=_sum(a.before_counts, b.before_counts),
+        # Movements of shares about their own means say no more than this of the movement of the whole.
+        shift_sq=None if a.shift_sq is None or b.shift_sq is None else a.shift_sq + (b.shift_sq - a.shift_sq) * share,
+        moment_weights=weights,
+        span_weighted=None,
+        weighted_scatter=weighted,
         means_f4=a.means_f4 or b.means_f4,
         eps=max(a.eps, b.eps),
         note=a.note or b.note,
     )
+
+
+def _merge_weighted(
+    a: LayerStats, b: LayerStats, delta: FloatArray, weight: FloatArray
+) -> tuple[FloatArray | None, FloatArray | None]:
+    """Return the weights and the weighted scatter of both, which shares that weigh classes alike have in common."""
+    if a.weighted_scatter is None or b.weighted_scatter is None or a.moment_weights is None or b.moment_weights is None:
+        return None, None
+    if not np.array_equal(a.moment_weights, b.moment_weights):
+        return None, None
+    between = (delta * (weight * a.moment_weights)[:, None]).T @ delta
+    return a.moment_weights, a.weighted_scatter + b.weighted_scatter + between
 
 
 def _merge_heads(heads: Sequence[Head]) -> Head:
@@ -387,8 +406,16 @@ def _merge_heads(heads: Sequence[Head]) -> Head:
             loss_nonfinite=_sum(merged.loss_nonfinite, head.loss_nonfinite),
             own_logit_sums=_sum(merged.own_logit_sums, head.own_logit_sums),
             own_loss_sums=_sum(merged.own_loss_sums, head.own_loss_sums),
+            trained_loss=_mean_loss(merged, head),
         )
     return replace(merged, weight=first.weight, bias=first.bias, bn_gamma=first.bn_gamma, bn_beta=first.bn_beta)
+
+
+def _mean_loss(a: Head, b: Head) -> float | None:
+    if a.trained_loss is None or b.trained_loss is None or a.label_counts is None or b.label_counts is None:
+        return None
+    n, m = float(a.label_counts.sum()), float(b.label_counts.sum())
+    return (n * a.trained_loss + m * b.trained_loss) / max(n + m, 1.0)
 
 
 def _sum(a: Sums | None, b: Sums | None) -> Sums | None:

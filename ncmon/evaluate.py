@@ -79,11 +79,14 @@ def _quality(view: View) -> dict[str, float]:
         rank = view.rank_used
     except Exception:
         rank = 0
-    return {
+    figures = {
         "samples": float(view.n_samples),
         "classes_present": float(view.present.size),
         "rank_used": float(rank),
         "resolution_floor": view.resolution_floor,
         "zero_norm": float(view.layer.zero_counts.sum()),
         "nonfinite": float(view.n_nonfinite),
+        "mean_shift": view.mean_shift,
+        "movement_share": view.movement_share,
     }
+    return {name: value for name, value in figures.items() if value is not None and np.isfinite(value)}

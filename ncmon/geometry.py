@@ -55,6 +55,8 @@ class Span:
     """(r,) descending."""
     within: FloatArray
     """(r,) v^T S v along them; S is the within-class scatter (a sum)."""
+    weighted: FloatArray | None = None
+    """(r,) the same of a scatter in which classes have weights."""
 
     @property
     def rank(self) -> int:
@@ -90,19 +92,30 @@ def kept(singular: FloatArray, *, n_classes: int, n_features: int, largest_mean:
     return min(int(np.count_nonzero(singular > floor)), n_classes - 1)
 
 
-def span_of_means(centred: Centred, scatter: FloatArray, *, single: bool = False) -> Span:
-    """Return the directions of A kept by the rank rule, and the full scatter (d, d) along them."""
+def span_of_means(
+    centred: Centred, scatter: FloatArray, *, weighted: FloatArray | None = None, single: bool = False
+) -> Span:
+    """Return the directions of A kept by the rank rule, and the full scatters (d, d) along them."""
     n_classes, n_features = centred.rows.shape
     _, singular, right = np.linalg.svd(centred.rows, full_matrices=False)
     rank = kept(singular, n_classes=n_classes, n_features=n_features, largest_mean=centred.largest, single=single)
     directions = right[:rank]
-    within = np.einsum("ij,ij->i", directions @ scatter, directions)
-    return Span(singular=singular[:rank], within=within)
+
+    def along(matrix: FloatArray) -> FloatArray:
+        found: FloatArray = np.einsum("ij,ij->i", directions @ matrix, directions)
+        return found
+
+    return Span(singular=singular[:rank], within=along(scatter), weighted=None if weighted is None else along(weighted))
 
 
 def pinv_trace(span: Span, *, n_samples: int) -> float:
     """Return tr(Sigma_W pinv(Sigma_B)) / K with Sigma_W = S / N and Sigma_B = A^T A / K: sum_k S_kk / (N s_k^2)."""
-    return float(np.sum(span.within / np.square(span.singular)) / n_samples)
+    return ratio_trace(span.within / n_samples, span.singular)
+
+
+def ratio_trace(variances: FloatArray, singular: FloatArray) -> float:
+    """Return tr(Sigma_W pinv(Sigma_B)) / K from v_k^T Sigma_W v_k (r,) and s_k (r,): the K of both cancel."""
+    return float(np.sum(variances / np.square(singular)))
 
 
 def simplex_etf(n_classes: int, n_features: int | None = None) -> FloatArray:
@@ -169,6 +182,8 @@ def etf_distance(gram: FloatArray) -> float:
     """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F for G (K, K): the distance to the Gram matrix of a simplex frame."""
     n_classes = gram.shape[0]
     frame = (np.eye(n_classes) - 1.0 / n_classes) / np.sqrt(n_classes - 1.0)
+    # Products of products: squared once more they leave float64 from lengths of 1e77 on, where |G| would be infinite.
+    gram = gram / np.abs(gram).max()
     return float(np.linalg.norm(gram / np.linalg.norm(gram) - frame))
 
 

@@ -42,6 +42,8 @@ MAX_COUNT = 2**53
 ROUNDING = 1e-6
 """A sum of squares may come out below zero by rounding; relative to the largest one of its array this is taken for
 zero, and anything further below is a mistake of the sender."""
+_DIFFERENCES = frozenset({"within_sq", "span_within", "span_weighted"})
+"""Sums about a mean, found as differences of larger ones."""
 REJECTION_HEAD_BYTES = 4096
 MAX_REASON_CHARS = 2000
 
@@ -55,7 +57,14 @@ _REQUIRED = (
     "zero_counts",
     "nonfinite_counts",
 )
-_TOGETHER = (("ncc_counts", "ncc_hits"), ("span_singular", "span_within"))
+_TOGETHER = (("ncc_counts", "ncc_hits"), ("span_singular", "span_within"), ("before_counts", "shift_sq"))
+_ONLY_WITH = (
+    ("ncc_agree", "ncc_counts"),
+    ("span_weighted", "span_within"),
+    ("span_weighted", "moment_weights"),
+    ("weighted_scatter", "within_scatter"),
+    ("weighted_scatter", "moment_weights"),
+)
 _HEAD_TOGETHER = (
     ("label_counts", "loss_sums", "correct", "loss_nonfinite"),
     ("own_logit_sums", "own_loss_sums"),
@@ -63,7 +72,12 @@ _HEAD_TOGETHER = (
 )
 # (smaller, larger): class by class, a part is never more than its whole.
 _PART_OF = (("zero_counts", "class_counts"), ("ncc_hits", "ncc_counts"), ("ncc_agree", "ncc_counts"))
-_NOT_NEGATIVE = frozenset({"within_sq", "norm_sums", "norm_sq_sums", "span_singular", "span_within"})
+_NOT_NEGATIVE = frozenset(
+    {
+        *("within_sq", "norm_sums", "norm_sq_sums", "shift_sq"),
+        *("span_singular", "span_within", "span_weighted", "moment_weights"),
+    }
+)
 
 _Arrays = Mapping[str, NDArray[Any]]
 
@@ -231,10 +245,12 @@ def _layer(index: int, layer: wire.LayerMeta, arrays: _Arrays, meta: wire.Window
     if missing:
         raise Rejected("missing", f"{where} lacks {', '.join(missing)}")
     _check_together(where, arrays, _TOGETHER)
-    if "ncc_agree" in arrays and "ncc_counts" not in arrays:
-        raise Rejected("missing", f"{where} has ncc_agree without ncc_counts")
+    for name, needed in _ONLY_WITH:
+        if name in arrays and needed not in arrays:
+            raise Rejected("missing", f"{where} has {name} without {needed}")
     single = arrays["class_means"].dtype.itemsize == 4
-    values = {name: _values(where, name, array) for name, array in arrays.items()}
+    squares = float(np.sum(np.abs(arrays["norm_sq_sums"])))
+    values = {name: _values(where, name, array, squares) for name, array in arrays.items()}
     for part, whole in _PART_OF:
         if part in values and whole in values:
             _check_part(where, part, values[part], whole, values[whole])
@@ -242,7 +258,10 @@ def _layer(index: int, layer: wire.LayerMeta, arrays: _Arrays, meta: wire.Window
         # A second pass ("own") may see other samples of a class; decisions taken on the way cannot.
         _check_part(where, "ncc_counts", values["ncc_counts"], "class_counts", values["class_counts"])
     if "span_singular" in values:
-        _check_span(where, values["span_singular"], values["span_within"], min(meta.n_classes, layer.n_features))
+        most = min(meta.n_classes, layer.n_features)
+        for name in ("span_within", "span_weighted"):
+            if name in values:
+                _check_span(where, values["span_singular"], values[name], most)
     return LayerStats(
         key=LayerKey(name=layer.name, index=layer.index),
         module=layer.module,
@@ -257,7 +276,7 @@ def _layer(index: int, layer: wire.LayerMeta, arrays: _Arrays, meta: wire.Window
 
 def _head(head: wire.HeadMeta, arrays: _Arrays, layers: Sequence[LayerStats]) -> Head:
     where = "the classifier"
-    for name in ("batch_norm_eps", "weight_decay", "weight_decay_gamma"):
+    for name in ("batch_norm_eps", "weight_decay", "weight_decay_gamma", "trained_loss"):
         _finite(name, getattr(head, name))
     _check_together(where, arrays, _HEAD_TOGETHER)
     values = {name: _values(where, name, array) for name, array in arrays.items()}
@@ -281,12 +300,13 @@ def _head(head: wire.HeadMeta, arrays: _Arrays, layers: Sequence[LayerStats]) ->
         plain_loss=head.plain_loss,
         finite=head.finite,
         logits_eps=head.logits_eps,
+        trained_loss=head.trained_loss,
         **values,
     )
 
 
-def _values(where: str, name: str, array: NDArray[Any]) -> Any:
-    """Return the array as int64 or float64 of its own, checked alone."""
+def _values(where: str, name: str, array: NDArray[Any], squares: float = 0.0) -> Any:
+    """Return the array as int64 or float64 of its own, checked alone; `squares` is the sum of |h|^2 of the layer."""
     if array.dtype.kind == "i":
         counts: IntArray = array.astype(np.int64)
         if counts.size and (counts.min() < 0 or counts.max() >= MAX_COUNT):
@@ -297,17 +317,23 @@ def _values(where: str, name: str, array: NDArray[Any]) -> Any:
         bad = int(numbers.size - np.isfinite(numbers).sum())
         raise Rejected("nonfinite", f"{name} of {where} has {bad} values that are not finite, of {numbers.size}")
     if name in _NOT_NEGATIVE:
-        return _not_negative(where, name, numbers)
-    if name == "within_scatter":
-        np.fill_diagonal(numbers, _not_negative(where, name, np.diagonal(numbers)))
+        return _not_negative(where, name, numbers, squares if name in _DIFFERENCES else 0.0)
+    if name in ("within_scatter", "weighted_scatter"):
+        np.fill_diagonal(numbers, _not_negative(where, name, np.diagonal(numbers), squares))
     return numbers
 
 
-def _not_negative(where: str, name: str, numbers: FloatArray) -> FloatArray:
-    if numbers.size and numbers.min() < -ROUNDING * max(0.0, numbers.max()):
+def _not_negative(where: str, name: str, numbers: FloatArray, squares: float) -> FloatArray:
+    """Return the sums of squares. What is below zero by rounding of itself is zero; what is by rounding of the larger
+    sums that it is the difference of stays negative, for metrics to say that it is below resolution.
+    """
+    if numbers.size == 0:
+        return numbers
+    largest = max(0.0, float(numbers.max()))
+    if numbers.min() < -ROUNDING * max(largest, squares):
         raise Rejected("negative", f"{name} of {where} goes down to {numbers.min():.6g}, a sum of squares does not")
     # Also turns -0.0 into 0.0.
-    return np.maximum(numbers, 0.0) + 0.0
+    return np.where(numbers >= -ROUNDING * largest, np.maximum(numbers, 0.0), numbers) + 0.0
 
 
 def _check_part(where: str, part: str, smaller: IntArray, whole: str, larger: IntArray) -> None:

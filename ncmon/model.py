@@ -96,6 +96,18 @@ class LayerStats:
     """(r,) v^T S v along the right singular vectors; S is the pooled within-class scatter (a sum, not a mean)."""
     within_scatter: FloatArray | None = None
     """(d, d) S itself, where several ranks were merged."""
+    before_counts: IntArray | None = None
+    """(C,) finite samples in the window before of the same split, None where there was none."""
+    shift_sq: FloatArray | None = None
+    """(C,) |mean_c - mean_c before|^2 of the classes that are in both windows."""
+    moment_weights: FloatArray | None = None
+    """(C,) a_c of the scatter M = sum_c a_c S_c, by which every class counts about once; zero for a class that was not
+    expected.
+    """
+    span_weighted: FloatArray | None = None
+    """(r,) v^T M v"""
+    weighted_scatter: FloatArray | None = None
+    """(d, d) M itself, where several ranks were merged."""
     eps: float = 2.0**-23
     """Machine epsilon of the features as the network computed them: 2^-7 for bfloat16."""
     means_f4: bool = False
@@ -129,6 +141,8 @@ class Head:
     loss_nonfinite: IntArray | None = None
     logits_eps: float = 2.0**-23
     """Machine epsilon of the logits as the network computed them."""
+    trained_loss: float | None = None
+    """Mean over the window's samples of the loss that was trained, where it is known."""
     own_logit_sums: FloatArray | None = None
     """(C,) sum of z, the own logit less the mean of all logits, of the samples in label_counts."""
     own_loss_sums: FloatArray | None = None

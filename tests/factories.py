@@ -115,21 +115,29 @@ def window_from_features(
     ncc: bool = True,
     loss: bool = True,
     single: bool = False,
+    before: bool = True,
     **window: Any,
 ) -> Window:
     """Return the window of raw features (N, d) by layer name, the last one `classifier-input`.
 
     Rows with a value that is not finite are left out and counted, as a client does. `scatter` sends the full
     within-class scatter in the place of its reduction to the span of the means (as several ranks do); `span`, `ncc`,
-    `loss` False leave statistics out; `single` rounds class means and unit sums to single precision. All other
-    keywords are fields of `Window`.
+    `loss` False leave statistics out; `single` rounds class means and unit sums to single precision; `before` says that
+    a window of the same class sizes came before. All other keywords are fields of `Window`.
     """
     total = n_classes or (weight.shape[0] if weight is not None else int(labels.max()) + 1)
     logits = None
     if weight is not None:
         logits = layers[CLASSIFIER_INPUT] @ weight.T + (0.0 if bias is None else bias)
     stats = tuple(
-        _layer_stats(name, place, features, labels, total, logits, scatter=scatter, span=span, ncc=ncc, single=single)
+        _layer_stats(
+            *(name, place, features, labels, total, logits),
+            scatter=scatter,
+            span=span,
+            ncc=ncc,
+            single=single,
+            before=before,
+        )
         for place, (name, features) in enumerate(layers.items())
     )
     fields: dict[str, Any] = {
@@ -223,6 +231,7 @@ def _layer_stats(
     span: bool,
     ncc: bool,
     single: bool,
+    before: bool,
 ) -> LayerStats:
     width = features.shape[1]
     finite = np.isfinite(features).all(axis=1)
@@ -261,6 +270,12 @@ def _layer_stats(
         if logits is not None:
             chosen = np.argmax(logits[finite], axis=1)
             agree = np.bincount(own[nearest == chosen], minlength=total).astype(np.int64)
+    # As if the window before had held the same samples, all of them a little elsewhere.
+    weighted = sum(
+        (np.cov(kept[own == c].T, ddof=0).reshape(width, width) for c in present if counts[c] > 1),
+        start=np.zeros((width, width)),
+    )
+    along = None if singular is None else np.maximum(np.einsum("ij,jk,ik->i", right, weighted, right), 0.0)
     if single:
         means = means.astype(np.float32).astype(np.float64)
         units = units.astype(np.float32).astype(np.float64)
@@ -284,6 +299,11 @@ def _layer_stats(
         span_singular=singular,
         span_within=within_span,
         within_scatter=pooled if scatter else None,
+        before_counts=counts.copy() if before else None,
+        shift_sq=np.where(counts > 0, 0.04, 0.0) if before else None,
+        moment_weights=np.divide(1.0, counts, out=np.zeros(total), where=counts > 0) if before else None,
+        span_weighted=along if before else None,
+        weighted_scatter=weighted if scatter and before else None,
         means_f4=single,
     )
 

@@ -46,7 +46,11 @@ class Pass:
 
     def loss(self, row: np.ndarray, label: int) -> float:
         logits = self.logits(row)
-        return math.log1p(sum(math.exp(logits[c] - logits[label]) for c in range(self.n_classes) if c != label))
+        wrong = [logits[c] - logits[label] for c in range(self.n_classes) if c != label]
+        top = max(0.0, *wrong)
+        if top > 0:
+            return top + math.log(math.exp(-top) + sum(math.exp(one - top) for one in wrong))
+        return math.log1p(sum(math.exp(one) for one in wrong))
 
 
 def cos(first: np.ndarray, second: np.ndarray) -> float:
@@ -108,14 +112,26 @@ def between_covariance(p: Pass) -> np.ndarray:
     return sum(np.outer(p.means[c] - p.centre, p.means[c] - p.centre) for c in p.present) / len(p.present)
 
 
+def ratio(p: Pass, within: np.ndarray) -> float:
+    """tr(within pinv(A^T A / K)) / K = tr(pinv(A)^T within pinv(A)), which does not square the condition of A."""
+    left, singular, right = np.linalg.svd(np.array(centred_means(p)), full_matrices=False)
+    kept = [k for k in range(min(len(p.present) - 1, len(singular))) if singular[k] > 1e-10 * singular[0]]
+    inverse = sum(
+        (np.outer(right[k], left[:, k]) / singular[k] for k in kept), start=np.zeros((right.shape[1], len(left)))
+    )
+    return float(np.trace(inverse.T @ within @ inverse))
+
+
 def nc1_pinv(p: Pass) -> float:
-    between = between_covariance(p)
-    values, vectors = np.linalg.eigh(between)
-    total = 0.0
-    for value, vector in zip(values, vectors.T, strict=True):
-        if value > 1e-10 * values[-1]:
-            total += float(vector @ within_covariance(p) @ vector) / value
-    return total / len(p.present)
+    return ratio(p, within_covariance(p))
+
+
+def nc1_balanced(p: Pass) -> float:
+    width = p.rows[0].size
+    within = np.zeros((width, width))
+    for c in p.present:
+        within += sum(np.outer(row - p.means[c], row - p.means[c]) for row in p.by_class[c]) / len(p.by_class[c])
+    return ratio(p, within / len(p.present))
 
 
 def nc1_trace_ratio(p: Pass) -> float:
@@ -134,6 +150,16 @@ def nc1_cdnv(p: Pass) -> float:
 
 def centred_norms(p: Pass) -> list[float]:
     return [float(np.linalg.norm(p.means[c] - p.centre)) for c in p.present]
+
+
+def unit_distances(p: Pass) -> list[float]:
+    units = {c: (p.means[c] - p.centre) / np.linalg.norm(p.means[c] - p.centre) for c in p.present}
+    return [float(np.linalg.norm(units[c] - units[e])) for c, e in p.pairs()]
+
+
+def uniform_duality(p: Pass) -> float:
+    products_ = [float(p.weight[c] @ (p.means[c] - p.centre)) for c in p.present]
+    return sum((value - mean(products_)) ** 2 for value in products_) / (len(products_) - 1)
 
 
 def nc2_equinorm(p: Pass) -> float:
@@ -155,6 +181,7 @@ def snr(p: Pass) -> float:
 def etf_distance(gram: np.ndarray) -> float:
     """Entry by entry against the frame whose Gram matrix has diagonal 1 - 1/K and -1/K elsewhere, at norm 1."""
     size = len(gram)
+    gram = gram / np.abs(gram).max()
     norm = math.sqrt(sum(float(value) ** 2 for value in gram.ravel()))
     total = 0.0
     for i in range(size):
@@ -267,7 +294,8 @@ def own_logit(p: Pass, row: np.ndarray, label: int) -> float:
 
 def least_loss(p: Pass, z: float) -> float:
     c = p.n_classes
-    return math.log1p((c - 1) * math.exp(-c / (c - 1) * z))
+    exponent = math.log(c - 1) - c / (c - 1) * z
+    return exponent + math.log1p(math.exp(-exponent)) if exponent > 0 else math.log1p(math.exp(exponent))
 
 
 def class_own(p: Pass, c: int) -> float:
@@ -327,6 +355,22 @@ def settled(p: Pass) -> tuple[float, float, float]:
     return product, least_loss(p, product), objective_at(product)
 
 
+def excess_structure(p: Pass) -> float | None:
+    # With unequal classes the pooled loss may be below its balanced bound: then there is no such term.
+    value = ce_loss(p) - least_loss(p, alpha(p) * beta(p))
+    return None if biased(p) or value < -1e-12 else value
+
+
+def excess_norm(p: Pass) -> float:
+    product = alpha(p) * beta(p)
+    return least_loss(p, product) + 5e-4 * math.sqrt(p.n_classes) * product - settled(p)[2]
+
+
+def excess_balance(p: Pass) -> float:
+    penalty = 0.5 * 5e-4 * (p.n_classes * beta(p) ** 2 + alpha(p) ** 2)
+    return penalty - 5e-4 * math.sqrt(p.n_classes) * alpha(p) * beta(p)
+
+
 def effective_depth(features: Features) -> float:
     for place, layer in enumerate(features.layers, 1):
         if 1 - ncc_acc(Pass(features, layer)) <= 0.01:
@@ -341,6 +385,7 @@ SCALARS: dict[str, Callable[[Pass], float | None]] = {
     "inter_cos_mean": lambda p: mean(pair_cosine(p, c, e) for c, e in p.pairs()),
     "cos_margin": lambda p: float(np.nanmin(intra_cos(p)) - np.nanmax(inter_matrix(p))),
     "nc1_pinv": nc1_pinv,
+    "nc1_balanced": nc1_balanced,
     "nc1_trace_ratio": nc1_trace_ratio,
     "nc1_cdnv": nc1_cdnv,
     "nc2_equinorm": nc2_equinorm,
@@ -377,6 +422,13 @@ SCALARS: dict[str, Callable[[Pass], float | None]] = {
     "wd_alpha_beta": lambda p: settled(p)[0],
     "wd_loss": lambda p: settled(p)[1],
     "wd_objective": lambda p: settled(p)[2],
+    "excess_structure": excess_structure,
+    "excess_norm": excess_norm,
+    "excess_balance": excess_balance,
+    "nc2g_dist": lambda p: spread(unit_distances(p)) ** 2,
+    "nc2g_log": lambda p: spread(-math.log(value) for value in unit_distances(p)) ** 2,
+    "nc3_centred_cos_mean": lambda p: mean(cos(p.weight[c], p.means[c] - p.centre) for c in p.present),
+    "nc3u_uni_dual": uniform_duality,
     "nc3_raw_cos_min": lambda p: min(cos(p.weight[c], p.means[c]) for c in p.present),
     "nc3_raw_cos_mean": lambda p: mean(cos(p.weight[c], p.means[c]) for c in p.present),
 }

@@ -1,32 +1,32 @@
-"""Class moments of one layer: additive sums on the tensor's own device, read out once a window.
+"""Class moments: additive sums of the watched layers on the tensors' own device, read out once a window.
 
 Rules of this module
 - Torch in, torch out; `Drained` is the one value that leaves as numpy, in float64. It knows no module and no wire.
-- Nothing here synchronises the device: no `.item()`, no boolean indexing, no shape that depends on data.
-- Labels outside [0, C) and samples with a non-finite feature go to a trash row C, chosen with `where`: an index is
-  never out of range, because on CUDA that is a device assert that ends the training process.
+- Nothing here synchronises the device: no `.item()`, no boolean indexing, no shape that depends on data. On the host,
+  where asking is cheap, a batch is asked whether all of it counts; then nothing has to be masked.
+- Samples without a class and samples with a non-finite feature go to a trash row C (`rows`), never out of range.
 
 Why shifted. In single precision sum |h|^2 - n |mean|^2 loses the variance altogether once the means are large beside
-the spread (off by 10 times at offset 5, 2,400 times at offset 50, for sigma 1e-3). So sums are taken of h - s_c, with
-s_c the class's mean in the previous window or, for a class that was not there, its mean in the first batch that brings
-it. The shift is undone in float64 when the window is read: with delta_c = mean_c - s_c,
+the spread (off by 10 times at offset 5, 2,400 times at offset 50, for sigma 1e-3). So sums are taken of x = h - s_c,
+with s_c the class's mean in the previous window or, for a class that was not there, its mean in the first batch that
+brings it. The shift is undone in float64 when the window is read: with delta_c = mean_c - s_c,
 
     within_sq_c = sum |h - s_c|^2 - n_c |delta_c|^2
-    S           = sum (h - s)(h - s)^T - sum_c n_c delta_c delta_c^T
+    unit_sum_c  = sum x / |h| + s_c sum 1 / |h|
 
 Exact windows are summed in float64 throughout.
 
-What it costs (`scripts/bench/accumulate`, times a copy of the features; one thread of a CPU). Sums by class are memory
-traffic: `index_add` where there are few samples, a product with the one-hot matrix where there are many samples of few
-classes, `embedding_bag` where there are many of both. `index_select` fetches the shifts 4 to 7 times faster than
-indexing does. The second moment is a product, far above everything else: S is symmetric, and only blocks on and above
-its diagonal are added up. Of streaming windows it is a sample: with T = sum |h - mean|^2 over all batches and S' over
-one batch in k, S = S' T / tr S'. Exact windows take every batch.
+What it costs (`scripts/bench/accumulate`, times a copy of the features; one thread of a CPU). On small batches calls
+cost more than memory traffic does: layers of one width are laid one below the other (`Sums`) and share every call but
+two. Sums by class are memory traffic: a weighted `embedding_bag` takes both sums in one pass over samples sorted by
+class, without forming h / |h|; `index_add` is for more classes than samples, where an embedding bag would write more
+than it reads, and for everything that has to be masked. Products with the one-hot matrix are for accelerators, where
+many samples of few classes would queue up at the same row; nothing was measured there.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,177 +34,286 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-EPS_TF32 = 2.0**-10
-"""Machine epsilon of what an accelerator may take for single precision in products of matrices."""
+from ncmon_client.decisions import Nearest, NearestCounts
+from ncmon_client.rows import Reference, Rows
+from ncmon_client.second import SecondMoment, Span, Spread, Weighted, second_moment
 
-MAX_SCATTER_FEATURES = 1024
-"""Above this width the second moment costs more than the layer's own forward pass and is left out."""
-WIDTH_OF_EVERY_MOMENT = 128
-"""Up to this width each batch enters the second moment; above it one in d / 128, or it would outweigh all the rest."""
-SCATTER_BLOCK = 128
-"""Rows of the second moment that are added in one product; smaller blocks skip more of it and multiply worse."""
 MANY_SAMPLES, FEW_CLASSES = 2048, 64
-"""Where the kernels' costs cross on a CPU."""
+"""Where the kernels' costs are taken to cross on an accelerator."""
+ORDINARY = 1e-30, 1e15
+"""Between these norms neither their squares nor their inverses leave single precision."""
 
 Kernel = Literal["index_add", "gemm", "embedding_bag"]
 
 
 def kernel_for(n_samples: int, n_classes: int, device: torch.device) -> Kernel:
     """Return the fastest way to sum by class for this shape."""
-    # Elsewhere products may be rounded to ten bits (TF32), and nothing was measured.
-    if device.type != "cpu" or n_samples < MANY_SAMPLES:
-        return "index_add"
-    return "gemm" if n_classes <= FEW_CLASSES else "embedding_bag"
+    if device.type == "cpu":
+        return "embedding_bag" if n_samples > n_classes else "index_add"
+    # Products may be rounded to ten bits there (TF32); sums must not be.
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return "gemm" if exact and n_samples >= MANY_SAMPLES and n_classes <= FEW_CLASSES else "index_add"
 
 
-def add_by_class(sums: Tensor, unit_sums: Tensor, x: Tensor, units: Tensor, rows: Tensor, kernel: Kernel) -> None:
-    """Add x (n, d) and units (n, d) to the rows (n,) of two sums (C + 1, d)."""
+def add_by_class(sums: Tensor, x: Tensor, inverse: Tensor, batch: Rows, index: Tensor, kernel: Kernel) -> None:
+    """Add x (L * n, d), and x times `inverse` (L, n), to two sums (2, L, C + 1, d); rows are `index` (L * n,).
+
+    `embedding_bag` and `gemm` take the rows from the batch, the same for all layers.
+    """
+    n_layers, n = inverse.shape
+    d = x.shape[1]
     if kernel == "index_add":
-        sums.index_add_(0, rows, x)
-        unit_sums.index_add_(0, rows, units)
+        both = sums.view(2, -1, d)
+        both[0].index_add_(0, index, x)
+        both[1].index_add_(0, index, x * inverse.view(-1, 1))
     elif kernel == "gemm":
-        one_hot = torch.zeros(len(sums), len(x), dtype=x.dtype, device=x.device).scatter_(0, rows[None], 1)
-        sums.addmm_(one_hot, x)
-        unit_sums.addmm_(one_hot, units)
+        one_hot = torch.zeros(sums.shape[2], n, dtype=x.dtype, device=x.device).scatter_(0, batch.rows[None], 1)
+        parts = x.view(n_layers, n, d)
+        sums[0].baddbmm_(one_hot.expand(n_layers, -1, -1), parts)
+        sums[1].baddbmm_(one_hot * inverse[:, None], parts)
     else:
-        order = torch.argsort(rows)
-        begins = torch.searchsorted(rows[order], torch.arange(len(sums), device=x.device))
-        sums += functional.embedding_bag(order, x, begins, mode="sum")
-        unit_sums += functional.embedding_bag(order, units, begins, mode="sum")
+        samples, begins = batch.bags(n_layers)
+        weights = torch.ones(2, n_layers, n, dtype=x.dtype)
+        torch.index_select(inverse, 1, batch.order, out=weights[1])
+        # weight, indices, offsets, scale_grad_by_freq, mode (0: sum), sparse, per_sample_weights
+        sums.view(-1, d).add_(torch.embedding_bag(x, samples, begins, False, 0, False, weights.view(-1))[0])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Reference:
-    """Class means of an earlier window, on the device: what sums are shifted by and nearest-class decisions use."""
+class Sums:
+    """Additive statistics of L layers of one width over one window; `members` are the single layers' views of it.
 
-    means: Tensor
-    """(C, d)"""
-    known: Tensor
-    """(C,) bool, False for a class that the earlier window did not hold."""
+    Of every tensor the last axis but features is (C + 1,) rows, the trash row being the last.
+    """
+
+    def __init__(
+        self,
+        n_classes: int,
+        n_features: int,
+        device: torch.device,
+        *,
+        exact: bool,
+        references: Sequence[Reference | None] = (None,),
+        nearest: Sequence[bool] | None = None,
+        bases: Sequence[Tensor | None] | None = None,
+        before: Sequence[Reference | None] | None = None,
+    ) -> None:
+        """For each layer: class means of an earlier window, whether they decide samples, a `second` basis, and the
+        window before of the same split, from which class sizes are known and the movement of the means.
+        """
+        self.n_classes, self.n_features, self.exact = n_classes, n_features, exact
+        self.dtype = torch.float64 if exact else torch.float32
+        n_layers, rows = len(references), n_classes + 1
+        # A window without a single mean decides nothing; on an accelerator the scores say so (-inf).
+        deciding = [
+            place
+            for place, (decides, reference) in enumerate(zip(nearest or [False] * n_layers, references, strict=True))
+            if decides and reference is not None and (device.type != "cpu" or bool(reference.known.any()))
+        ]
+
+        def zeros(*shape: int, kind: torch.dtype = self.dtype) -> Tensor:
+            return torch.zeros(*shape, dtype=kind, device=device)
+
+        self.scalars = zeros(5, n_layers, rows, kind=torch.float64)
+        """Zero vectors, |h|, |h|^2, |x|^2, 1 / |h|."""
+        self.counts = zeros(n_layers, rows, kind=torch.float64)
+        self.nonfinite = zeros(n_layers, rows, kind=torch.float64)
+        self.decided = zeros(3, len(deciding), rows, kind=torch.float64)
+        self.sums = zeros(2, n_layers, rows, n_features)
+        """Of x, and of x / |h|."""
+        self.shift = zeros(n_layers, rows, n_features)
+        self._unknown = torch.ones(n_layers, rows, dtype=torch.bool, device=device)
+        self._unknown[:, -1] = False
+        for place, reference in enumerate(references):
+            if reference is not None:
+                self.shift[place, :-1] = reference.means
+                self._unknown[place, :-1] = ~reference.known
+        # Whether any class is unknown is a question that would wait for an accelerator; there it stays open.
+        self._settled = device.type == "cpu" and not bool(self._unknown.any())
+        earlier = list(before or [None] * n_layers)
+        self.members = tuple(
+            ClassMoments(
+                self,
+                place,
+                second_moment(
+                    n_features, device, exact=exact, basis=basis, sizes=None if known is None else known.counts
+                ),
+                before=known,
+            )
+            for place, (basis, known) in enumerate(zip(bases or [None] * n_layers, earlier, strict=True))
+        )
+        self.deciders = {
+            place: (NearestCounts(n_classes, device, self.decided[:, number]), references[place])
+            for number, place in enumerate(deciding)
+        }
+        self._weights: Tensor | None = None
+        self._tables: Tensor | None = None
+
+    def update(self, features: Sequence[Tensor], batch: Rows, predicted: Tensor | None = None) -> None:
+        """Add a batch: features (n, d) of each layer; `predicted` (n,) is the classifier's argmax."""
+        n_layers, n, d = len(features), len(batch), self.n_features
+        for member, h in zip(self.members, features, strict=True):
+            member.eps = max(member.eps, torch.finfo(h.dtype).eps)
+        wide = [h.to(self.dtype) for h in features]
+        values = torch.empty(5, n_layers, n, dtype=self.dtype, device=batch.rows.device)
+        zero, norm, norm_squares, squares, inverse = values.unbind(0)
+        for h, out in zip(wide, norm.unbind(0), strict=True):
+            torch.linalg.vector_norm(h, 2, 1, out=out)
+        ordinary = batch.on_host and _ordinary(norm)
+        clean = ordinary and batch.all_count
+        index, counted = batch.stacked(n_layers), None
+        if not clean:
+            # One pass found NaN, infinities, and norms that single precision cannot hold.
+            finite = torch.isfinite(norm)
+            self.nonfinite.view(-1).index_add_(0, index, (~finite).double().view(-1))
+            rows = torch.where(finite, batch.rows, self.n_classes)
+            counted = rows < self.n_classes
+            index = (rows + torch.arange(n_layers, device=rows.device)[:, None] * batch.n_rows).view(-1)
+            norm.masked_fill_(~counted, 0)
+        if not self._settled:
+            self._shift_new_classes(wide, batch, index, counted)
+        x = self.shift.view(-1, d).index_select(0, index)
+        for h, shifted in zip(wide, x.view(n_layers, n, d).unbind(0), strict=True):
+            torch.sub(h, shifted, out=shifted)
+        if counted is not None:
+            x.masked_fill_(~counted.view(-1, 1), 0)
+        torch.linalg.vector_norm(x, 2, 1, out=squares.view(-1))
+        squares.square_()
+        torch.mul(norm, norm, out=norm_squares)
+        torch.reciprocal(norm, out=inverse)
+        if clean:
+            zero.zero_()
+        else:
+            none = norm == 0
+            zero.copy_(none)
+            inverse.masked_fill_(none, 0)
+        self._add_scalars(values, batch, index, clean=clean)
+        add_by_class(
+            self.sums, x, inverse, batch, index, kernel_for(n, self.n_classes, x.device) if clean else "index_add"
+        )
+        parts = x.view(n_layers, n, d)
+        own = index.view(n_layers, n)
+        for place, member in enumerate(self.members):
+            if member.second is not None:
+                rows = batch.rows if clean else own[place] - place * batch.n_rows
+                member.second.add(parts[place], rows, self.n_classes)
+        if predicted is not None and self.deciders:
+            self._decide(wide, x, batch, index, predicted, clean=clean)
+
+    def _add_scalars(self, values: Tensor, batch: Rows, index: Tensor, *, clean: bool) -> None:
+        n = values.shape[2]
+        if clean:
+            self.scalars.view(-1, batch.n_rows).index_add_(1, batch.rows, values.view(-1, n).double())
+            self.counts += batch.counts
+        else:
+            self.scalars.view(5, -1).index_add_(1, index, values.view(5, -1).double())
+            self.counts.view(-1).index_add_(0, index, torch.ones_like(index, dtype=torch.float64))
+
+    def _decide(
+        self, wide: Sequence[Tensor], x: Tensor, batch: Rows, index: Tensor, predicted: Tensor, *, clean: bool
+    ) -> None:
+        """Count nearest-class decisions; those of shifted samples in one product where that pays."""
+        places = list(self.deciders)
+        n = len(batch)
+        if n <= self.n_classes:
+            # A table of C x C scores would cost more than centring the samples does.
+            for place, (counts, reference) in self.deciders.items():
+                assert reference is not None
+                rows = batch.rows if clean else index.view(-1, n)[place] - place * batch.n_rows
+                counts.update(wide[place], rows, predicted, reference)
+            return
+        if self._weights is None:
+            ways = [Nearest(reference, self.dtype) for _, reference in self.deciders.values() if reference is not None]
+            self._weights = torch.stack([way.weight for way in ways])
+            self._ways = ways
+        if self._tables is None:
+            self._tables = torch.stack([w.table(self.shift[p]) for w, p in zip(self._ways, places, strict=True)])
+        stacked = x.view(-1, n, self.n_features)
+        if len(places) < len(stacked):
+            stacked = stacked[places]
+        tables = self._tables
+        if clean:
+            rows = batch.stacked(len(places))
+            own = batch.rows
+        else:
+            own = torch.stack([index.view(-1, n)[place] - place * batch.n_rows for place in places])
+            rows = (own + torch.arange(len(places), device=own.device)[:, None] * batch.n_rows).view(-1)
+        scores = tables.view(-1, tables.shape[2]).index_select(0, rows).view(len(places), n, -1)
+        best, decided = torch.baddbmm(scores, stacked, self._weights).max(2)
+        flags = torch.stack((decided == own, decided == predicted)).double()
+        if clean:
+            self.decided[0] += batch.counts
+            self.decided[1:].view(-1, batch.n_rows).index_add_(1, own, flags.view(-1, n))
+        else:
+            own = torch.where(torch.isfinite(best), own, self.n_classes)
+            at = (own + torch.arange(len(places), device=own.device)[:, None] * batch.n_rows).view(-1)
+            flags = torch.cat((torch.ones_like(flags[:1]), flags))
+            self.decided.view(3, -1).index_add_(1, at, flags.view(3, -1))
+
+    def _shift_new_classes(self, wide: Sequence[Tensor], batch: Rows, index: Tensor, counted: Tensor | None) -> None:
+        waiting = self._unknown & (self.counts == 0)
+        if batch.on_host:
+            self._settled = not bool(waiting.any())
+            if not bool(waiting.view(-1)[index].any()):
+                return
+        h = torch.cat(list(wide)) if len(wide) > 1 else wide[0]
+        if counted is not None:
+            h = h.masked_fill(~counted.view(-1, 1), 0)
+        counts = torch.zeros_like(self.shift[..., 0]).view(-1).index_add_(0, index, torch.ones_like(h[:, 0]))
+        sums = torch.zeros_like(self.shift).view(-1, self.n_features).index_add_(0, index, h)
+        new = waiting.view(-1) & (counts > 0)
+        mean = sums / counts.clamp(min=1)[:, None]
+        torch.where(new[:, None], mean, self.shift.view(-1, self.n_features), out=self.shift.view(-1, self.n_features))
+        self._tables = None
+
+
+def _ordinary(norms: Tensor) -> bool:
+    """Whether no sample's norm is zero, infinite or NaN, or so small or large that its square or inverse is."""
+    low, high = torch.aminmax(norms)
+    return float(low) > ORDINARY[0] and float(high) < ORDINARY[1]
 
 
 class ClassMoments:
-    """Additive statistics of one layer over one window."""
+    """One layer of one window: a view of its sums that merges and reads out."""
 
-    def __init__(
-        self, n_classes: int, n_features: int, device: torch.device, *, exact: bool, reference: Reference | None = None
-    ) -> None:
-        self.n_classes = n_classes
-        self.exact = exact
-        dtype = torch.float64 if exact else torch.float32
-
-        def zeros(*shape: int, kind: torch.dtype = dtype) -> Tensor:
-            return torch.zeros(*shape, dtype=kind, device=device)
-
-        rows = n_classes + 1
-        # One row of scalars a class, added in one call: on small layers calls cost more than memory traffic does.
-        self.scalars = zeros(rows, 5, kind=torch.float64)
-        self.counts, self.zero, self.norms, self.norm_squares, self.squares = self.scalars.unbind(1)
-        self.nonfinite = zeros(rows, kind=torch.int64)
-        self.sums = zeros(rows, n_features)
-        self.unit_sums = zeros(rows, n_features)
-        self.scatter = zeros(n_features, n_features) if n_features <= MAX_SCATTER_FEATURES else None
-        """Its upper triangle; what lies below belongs to the blocks on the diagonal and is not read."""
-        # Of a streaming window the second moment is a sample: one batch in `thinning`, the first one among them.
-        self.thinning = 1 if exact else max(1, math.ceil(n_features / WIDTH_OF_EVERY_MOMENT))
-        self._batches = 0
-        self.moment_counts = zeros(rows, kind=torch.float64) if self.thinned else self.counts
-        self.moment_sums = zeros(rows, n_features) if self.thinned else self.sums
-        self.shift = zeros(rows, n_features)
+    def __init__(self, sums: Sums, place: int, second: SecondMoment | None, *, before: Reference | None = None) -> None:
+        self.before = before
+        self.n_classes, self.exact = sums.n_classes, sums.exact
+        self._all = sums
+        self._place = place
+        self.counts, self.nonfinite = sums.counts[place], sums.nonfinite[place]
+        self.scalars = sums.scalars[:, place]
+        self.zero, self.norms, self.norm_squares, self.squares, self.inverses = self.scalars.unbind(0)
+        self.sums, self.unit_sums = sums.sums[:, place].unbind(0)
+        self.shift = sums.shift[place]
+        self.second = second
         self.eps = 0.0
-        self._unknown = torch.ones(rows, dtype=torch.bool, device=device)
-        # Whether any class is unknown is a question that would wait for an accelerator; there it stays open.
-        self._settled = False
-        if reference is not None:
-            self.shift[:-1] = reference.means.to(dtype)
-            self._unknown[:-1] = ~reference.known
-            self._settled = device.type == "cpu" and bool(reference.known.all())
-
-    @property
-    def thinned(self) -> bool:
-        """Whether the second moment is of some batches only."""
-        return self.scatter is not None and self.thinning > 1
 
     def update(self, features: Tensor, rows: Tensor) -> None:
-        """Add a batch: features (n, d) and rows (n,) int64 in [0, C], C for samples that do not count."""
-        self.eps = max(self.eps, torch.finfo(features.dtype).eps)
-        h = features.to(self.sums.dtype)
-        # One pass finds NaN, infinities, and norms that single precision cannot hold.
-        norm = torch.linalg.vector_norm(h, dim=1)
-        finite = torch.isfinite(norm)
-        # On the host asking is cheap, and all samples nearly always count; an accelerator would have to be waited for.
-        clean = h.device.type == "cpu" and bool(finite.all()) and bool((rows < self.n_classes).all())
-        if not clean:
-            self.nonfinite.index_add_(0, rows, (~finite).long())
-            rows = torch.where(finite, rows, self.n_classes)
-            counted = (rows < self.n_classes)[:, None]
-            h = torch.where(counted, h, 0)
-            norm = torch.where(finite, norm, 0)
-        if not self._settled:
-            self._shift_new_classes(h, rows)
-        shifts = self.shift.index_select(0, rows)
-        x = torch.sub(h, shifts, out=shifts)
-        if not clean:
-            x = torch.where(counted, x, 0)
-        zero = norm == 0
-        spread = torch.linalg.vector_norm(x, dim=1)
-        scalars = torch.stack((torch.ones_like(norm), zero.to(norm.dtype), norm, norm * norm, spread * spread), 1)
-        self.scalars.index_add_(0, rows, scalars.double())
-        units = h / torch.where(zero, 1, norm)[:, None]
-        add_by_class(self.sums, self.unit_sums, x, units, rows, kernel_for(len(x), self.n_classes, x.device))
-        if self.scatter is not None and self._batches % self.thinning == 0:
-            self._add_moment(x, rows, self.scatter)
-        self._batches += 1
-
-    def _add_moment(self, x: Tensor, rows: Tensor, scatter: Tensor) -> None:
-        for begin in range(0, x.shape[1], SCATTER_BLOCK):
-            block = slice(begin, begin + SCATTER_BLOCK)
-            scatter[block, begin:].addmm_(x[:, block].T, x[:, begin:])
-        if self.thinned:
-            self.moment_sums.index_add_(0, rows, x)
-            self.moment_counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
-
-    def _shift_new_classes(self, h: Tensor, rows: Tensor) -> None:
-        if h.device.type == "cpu":
-            waiting = self._unknown & (self.counts == 0)
-            waiting[-1] = False
-            self._settled = not bool(waiting.any())
-            if not bool(waiting[rows].any()):
-                return
-        batch_counts = torch.zeros_like(self.sums[:, 0]).index_add_(0, rows, torch.ones_like(h[:, 0]))
-        batch_sums = torch.zeros_like(self.sums).index_add_(0, rows, h)
-        new = self._unknown & (self.counts == 0) & (batch_counts > 0)
-        new[-1] = False
-        mean = batch_sums / batch_counts.clamp(min=1)[:, None]
-        self.shift = torch.where(new[:, None], mean, self.shift)
+        """Add a batch of a layer that stands alone: features (n, d), rows (n,) int64 in [0, C]."""
+        self._all.update([features], Rows(rows, self.n_classes))
 
     def reference(self) -> Reference:
         """Return this window's class means, on the device, for the next window."""
         counts = self.counts[:-1]
         means = self.shift[:-1] + self.sums[:-1] / counts.clamp(min=1).to(self.sums.dtype)[:, None]
-        return Reference(means=torch.where((counts > 0)[:, None], means, 0), known=counts > 0)
+        return Reference(means=torch.where((counts > 0)[:, None], means, 0), known=counts > 0, counts=counts.clone())
 
     def merge(self, other: ClassMoments) -> None:
         """Add another part of the same window (Chan's rule: its sums are moved to this part's shift first)."""
-        counts = other.counts.to(self.sums.dtype)[:, None]
-        # sum (h - s) = sum (h - s') + n (s' - s); likewise for squares and products.
-        step = torch.where((self.counts > 0)[:, None], other.shift - self.shift, 0)
-        self.shift = torch.where((self.counts > 0)[:, None], self.shift, other.shift)
-        self.squares += other.squares + 2 * (other.sums * step).sum(1) + (counts * step * step).sum(1)
-        if self.scatter is not None and other.scatter is not None:
-            own = other.moment_counts.to(self.sums.dtype)[:, None]
-            cross = step.T @ other.moment_sums
-            self.scatter += other.scatter + cross + cross.T + step.T @ (own * step)
-            if self.thinned:
-                self.moment_sums += other.moment_sums + own * step
-                self.moment_counts += other.moment_counts
-        self.sums += other.sums + counts * step
-        self.unit_sums += other.unit_sums
+        counts = other.counts.to(self.sums.dtype)
+        # sum (h - s) = sum (h - s') + n (s' - s); likewise for squares, products and sums weighted by 1 / |h|.
+        own = (self.counts > 0)[:, None]
+        step = torch.where(own, other.shift - self.shift, 0)
+        self.shift.copy_(torch.where(own, self.shift, other.shift))
+        self.squares += 2 * (other.sums * step).sum(1) + counts * (step * step).sum(1)
+        if self.second is not None and other.second is not None:
+            self.second.merge(other.second, step, counts, other.sums)
+        self.sums += other.sums + counts[:, None] * step
+        self.unit_sums += other.unit_sums + other.inverses.to(step.dtype)[:, None] * step
+        self.scalars += other.scalars
+        self.counts += other.counts
         self.nonfinite += other.nonfinite
-        for name in ("counts", "zero", "norms", "norm_squares"):
-            getattr(self, name).add_(getattr(other, name))
 
     def drain(self) -> Drained:
         """Read the window out: undo the shift in float64. Meant for the sending thread; waits for the device."""
@@ -212,31 +321,30 @@ class ClassMoments:
         def host(tensor: Tensor) -> NDArray[np.float64]:
             return tensor[: self.n_classes].detach().to("cpu", torch.float64).numpy()
 
-        counts = self.counts[:-1].cpu().numpy().astype(np.int64)
-        present = counts > 0
+        counts = host(self.counts)
         safe = np.maximum(counts, 1)[:, None]
-        delta = host(self.sums) / safe
-        means = np.where(present[:, None], host(self.shift) + delta, 0.0)
+        delta, shift = host(self.sums) / safe, host(self.shift)
         within_sq = np.where(counts > 1, host(self.squares) - counts * np.einsum("ij,ij->i", delta, delta), 0.0)
-        scatter = None
-        if self.scatter is not None:
-            upper = np.triu(self.scatter.detach().to("cpu", torch.float64).numpy())
-            own, sums = host(self.moment_counts)[:, None], host(self.moment_sums)
-            cross = delta.T @ (own * delta - sums)
-            scatter = upper + np.triu(upper, 1).T + cross - sums.T @ delta
-            if self.thinned and (trace := np.trace(scatter)) > 0:
-                # The trace is known of all samples; what the sample says is how it spreads over directions.
-                scatter *= within_sq.sum() / trace
+        means = np.where(counts[:, None] > 0, shift + delta, 0.0)
+        before_counts = shift_sq = None
+        if self.before is not None and self.before.counts is not None:
+            before_counts = self.before.counts.cpu().numpy().astype(np.int64)
+            both = (counts > 0) & (before_counts > 0)
+            moved = means - self.before.means.detach().to("cpu", torch.float64).numpy()
+            shift_sq = np.where(both, np.square(moved).sum(axis=1), 0.0)
         return Drained(
-            class_counts=counts,
+            class_counts=counts.astype(np.int64),
             class_means=means,
             within_sq=within_sq,
-            unit_sums=host(self.unit_sums),
+            unit_sums=host(self.unit_sums) + host(self.inverses)[:, None] * shift,
             norm_sums=host(self.norms),
             norm_sq_sums=host(self.norm_squares),
-            zero_counts=self.zero[:-1].cpu().numpy().astype(np.int64),
-            nonfinite_counts=self.nonfinite[:-1].cpu().numpy().astype(np.int64),
-            within_scatter=scatter,
+            zero_counts=host(self.zero).astype(np.int64),
+            nonfinite_counts=host(self.nonfinite).astype(np.int64),
+            spread=None if self.second is None else self.second.read(delta, counts, float(within_sq.sum())),
+            weighted=None if self.second is None else self.second.read_weighted(delta, counts, within_sq),
+            before_counts=before_counts,
+            shift_sq=shift_sq,
         )
 
 
@@ -252,102 +360,38 @@ class Drained:
     norm_sq_sums: NDArray[np.float64]
     zero_counts: NDArray[np.int64]
     nonfinite_counts: NDArray[np.int64]
-    within_scatter: NDArray[np.float64] | None
-    """(d, d) S, None above `MAX_SCATTER_FEATURES`."""
+    spread: Spread | None
+    """What is known of S."""
+    weighted: Weighted | None = None
+    """What is known of M, in which classes have weights."""
+    before_counts: NDArray[np.int64] | None = None
+    """(C,) samples of the classes in the window before, None where there was none."""
+    shift_sq: NDArray[np.float64] | None = None
+    """(C,) |mean - mean before|^2 of the classes that are in both windows."""
 
-    def span(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Return the singular values (r,) of the centred class means, and v^T S v along their right singular
+    def span(self) -> Span | None:
+        """Return the singular values of the centred class means, and both second moments along their right singular
         vectors.
         """
         present = self.class_counts > 0
-        if self.within_scatter is None or present.sum() < 2:
+        if self.spread is None or present.sum() < 2:
             return None
         rows = self.class_means[present]
         rows = rows - rows.mean(axis=0)
         _, singular, right = np.linalg.svd(rows, full_matrices=False)
         rank = min(int(present.sum()) - 1, rows.shape[1])
-        right = right[:rank]
-        return singular[:rank], np.einsum("ij,ij->i", right @ self.within_scatter, right)
+        weighted = None if self.weighted is None else self.weighted.spread.along(right[:rank])
+        return Span(singular=singular[:rank], within=self.spread.along(right[:rank]), weighted=weighted)
 
 
-class Nearest:
-    """Decides for the nearest known mean; distances are centred, an offset costs digits otherwise."""
-
-    def __init__(self, reference: Reference, dtype: torch.dtype) -> None:
-        means, known = reference.means.to(dtype), reference.known
-        self._centre = torch.where(known[:, None], means, 0).sum(0) / known.sum().clamp(min=1)
-        means = torch.where(known[:, None], means - self._centre, 0)
-        self._weight = means.T.contiguous()
-        self._bias = torch.where(known, -0.5 * (means * means).sum(1), -torch.inf)
-
-    def decide(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the class (n,) of the nearest known mean, and whether (n,) the features were finite."""
-        best, decided = torch.addmm(self._bias, features - self._centre, self._weight).max(1)
-        return decided, torch.isfinite(best)
-
-
-def nearest(features: Tensor, reference: Reference) -> Tensor:
-    """Return the class (n,) of the nearest known mean."""
-    return Nearest(reference, features.dtype).decide(features)[0]
-
-
-class NearestCounts:
-    """Nearest-class decisions of one layer over one window: (C,) taken, right, and equal to the classifier's."""
-
-    def __init__(self, n_classes: int, device: torch.device) -> None:
-        self.counts = torch.zeros(n_classes + 1, 3, dtype=torch.int64, device=device)
-        self.taken, self.hits, self.agree = self.counts.unbind(1)
-        self._by: tuple[Reference, torch.dtype, Nearest] | None = None
-
-    def update(self, features: Tensor, rows: Tensor, predicted: Tensor, reference: Reference) -> None:
-        """Decide a batch: features (n, d), rows (n,) in [0, C], the classifier's argmax (n,)."""
-        if self._by is None or self._by[0] is not reference or self._by[1] != features.dtype:
-            self._by = reference, features.dtype, Nearest(reference, features.dtype)
-        decided, finite = self._by[2].decide(features)
-        rows = torch.where(finite, rows, len(self.counts) - 1)
-        taken = torch.ones_like(rows)
-        self.counts.index_add_(0, rows, torch.stack((taken, decided == rows, decided == predicted), 1))
-
-
-class HeadCounts:
-    """Loss and accuracy of the classifier over one window, per class; the loss is plain cross-entropy of the logits.
-
-    `own_logit` and `own_loss` sum z and g(z) = log(1 + (C-1) exp(-C/(C-1) z)) over the same samples, z the own logit
-    less the mean of all logits: g(z) is what the loss would be, were all wrong classes equally likely.
-    """
-
-    def __init__(self, n_classes: int, device: torch.device) -> None:
-        rows = n_classes + 1
-        self.labels = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.loss = torch.zeros(rows, dtype=torch.float64, device=device)
-        self.own_logit = torch.zeros_like(self.loss)
-        self.own_loss = torch.zeros_like(self.loss)
-        self.correct = torch.zeros_like(self.labels)
-        self.nonfinite = torch.zeros_like(self.labels)
-        self.ignored = torch.zeros((), dtype=torch.int64, device=device)
-        self.eps = 0.0
-
-    def update(self, logits: Tensor, rows: Tensor, *, exact: bool) -> Tensor:
-        """Add a batch of logits (n, C) and rows (n,) in [0, C]; return the argmax (n,)."""
-        n_classes = logits.shape[1]
-        self.eps = max(self.eps, torch.finfo(logits.dtype).eps)
-        if logits.is_cuda and torch.get_float32_matmul_precision() != "highest":
-            self.eps = max(self.eps, EPS_TF32)
-        logits = logits.to(torch.float64 if exact else torch.float32)
-        predicted = logits.argmax(1)
-        target = rows.clamp(max=n_classes - 1)[:, None]
-        own = logits.gather(1, target)
-        # log(1 + sum of the wrong ones): a loss of 1e-9 keeps its digits, where logsumexp - own logit has none.
-        loss = functional.softplus(torch.logsumexp((logits - own).scatter_(1, target, -torch.inf), 1))
-        z = own.squeeze(1) - logits.mean(1)
-        own_loss = functional.softplus(math.log(n_classes - 1) - n_classes / (n_classes - 1) * z)
-        finite = torch.isfinite(loss)
-        self.ignored += (rows == n_classes).sum()
-        self.nonfinite.index_add_(0, rows, (~finite).long())
-        good = torch.where(finite, rows, n_classes)
-        self.labels.index_add_(0, good, torch.ones_like(rows))
-        self.correct.index_add_(0, good, (predicted == rows).long())
-        for total, values in ((self.loss, loss), (self.own_logit, z), (self.own_loss, own_loss)):
-            # A masked logit (-inf) leaves the loss finite and z not: the sum then says so, and is not sent.
-            total.index_add_(0, good, torch.where(finite, values, 0).double())
-        return predicted
+def alone(
+    n_classes: int,
+    n_features: int,
+    device: torch.device,
+    *,
+    exact: bool,
+    reference: Reference | None = None,
+    before: Reference | None = None,
+) -> ClassMoments:
+    """Return the moments of a single layer."""
+    return Sums(n_classes, n_features, device, exact=exact, references=(reference,), before=(before,)).members[0]

@@ -129,6 +129,17 @@ def elsewhere() -> bool:
     )
 
 
+def _fastest(module: nn.Module, value: Tensor) -> float:
+    """Return the least mean time of a call, in seconds."""
+    best = float("inf")
+    for _ in range(5):
+        begin = time.perf_counter()
+        for _ in range(50):
+            module(value)
+        best = min(best, (time.perf_counter() - begin) / 50)
+    return best
+
+
 class Capture:
     """The taps on one model."""
 
@@ -156,6 +167,8 @@ class Capture:
         """The classes that are kept, where there are too many."""
         self.spent_s = 0.0
         """What hooks took in the present step, before its loss; a tap that does not look is too cheap to be timed."""
+        self.dispatch_s = 0.0
+        """What torch takes a step to call all hooks that do nothing; measured once, on a module of its own."""
         self._log = log
         self._names = {canonical(name): module for name, module in model.named_modules() if canonical(name)}
         if isinstance(model, nn.Linear):
@@ -180,6 +193,7 @@ class Capture:
         self._norm = ""
         self._resolved = False
         self._handles: list[Any] = []
+        self._hook_s = 0.0
         self._taps: dict[str, _Tap] = {}
         self._probe_handles: dict[str, Any] = {}
         self._check_classes()
@@ -208,6 +222,14 @@ class Capture:
             if is_head or isinstance(module, _BATCH_NORMS):
                 self._tap(f"?{name}", functools.partial(self._probe_handles.__setitem__, name))
 
+    def weigh(self) -> None:
+        """Measure what a hook costs that does nothing: torch's own way to it is several times as long as the hook."""
+        module, nothing = nn.Identity(), torch.empty(0)
+        bare_s = _fastest(module, nothing)
+        module.register_forward_hook(_Tap(self, ""))
+        self._hook_s = max(_fastest(module, nothing) - bare_s, 0.0)
+        self.dispatch_s = self._hook_s * (len(self._handles) + len(self._probe_handles))
+
     def _tap(self, key: str, keep_handle: Callable[[Any], None]) -> None:
         tap = self._taps[key] = _Tap(self, key)
         keep_handle(self._names[key.removeprefix("?")].register_forward_hook(tap))
@@ -231,13 +253,13 @@ class Capture:
 
         self._handles.append(self.model.register_forward_pre_hook(_Bell(begin)))
 
-    def on_loss(self, criterion: nn.Module, ring: Callable[[Any, Any], None]) -> None:
-        """Call `ring(logits, labels)` after every call of the criterion."""
+    def on_loss(self, criterion: nn.Module, ring: Callable[[Any, Any, Any], None]) -> None:
+        """Call `ring(logits, labels, loss)` after every call of the criterion."""
 
         def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given = [*args, *(kwargs[name] for name in ("input", "target") if name in kwargs)]
             if len(given) == 2:
-                ring(given[0], given[1])
+                ring(given[0], given[1], output)
 
         self._handles.append(criterion.register_forward_hook(_Bell(called), with_kwargs=True))
 
@@ -396,6 +418,7 @@ class Capture:
         for name in [name for name in self._probe_handles if name != self._head]:
             self._probe_handles.pop(name).remove()
             del self._taps[f"?{name}"]
+        self.dispatch_s = self._hook_s * (len(self._handles) + len(self._probe_handles))
         entering = heads[self._head][0] if self._head else None
         shapes: dict[str, tuple[Tensor, str]] = {}
         doubles: list[str] = []

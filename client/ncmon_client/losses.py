@@ -50,6 +50,8 @@ class Losses:
         """Whether the loop says its labels itself."""
         self.plain = _is_plain(criterion)
         """Whether the loss is cross-entropy of hard labels without smoothing or class weights; None when unknown."""
+        self.value: Tensor | None = None
+        """The loss of the step that is heard just now, where it is a mean over samples."""
         self._criterion = criterion
         self._end_step, self._forget, self._deaf, self._failed = end_step, forget, deaf, failed
         self._log = log
@@ -81,7 +83,7 @@ class Losses:
                 weight = args[0] if args else kwargs.get("weight")
                 ignored = args[2] if len(args) > 2 else kwargs.get("ignore_index", -100)
                 self.plain = weight is None and not kwargs.get("label_smoothing", 0.0)
-                self._loss(input, target, ignore_index=ignored)
+                self._loss(input, target, loss, ignore_index=ignored)
             return loss
 
         functional.cross_entropy = cross_entropy
@@ -92,13 +94,18 @@ class Losses:
             functional.cross_entropy = original
             self._capturing = False
 
-    def _loss(self, logits: Any, labels: Any, *, ignore_index: int) -> None:
+    def _loss(self, logits: Any, labels: Any, loss: Any, *, ignore_index: int) -> None:
         if self.told or self._deaf() or not (isinstance(logits, Tensor) and isinstance(labels, Tensor)):
             return
         try:
+            # A sum, or one loss a sample, is compared with nothing.
+            mean = getattr(self._criterion, "reduction", "mean") == "mean"
+            self.value = loss.detach() if mean and isinstance(loss, Tensor) and loss.dim() == 0 else None
             self._heard(logits, labels, ignore_index)
         except Exception as error:
             self._failed("loss", error)
+        finally:
+            self.value = None
 
     def _labelled(self, model: nn.Module, output: Any, labels: Any) -> None:
         if self.told or self._capturing or self._deaf():

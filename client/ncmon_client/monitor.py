@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from ncmon_client import wire
-from ncmon_client.accumulate import Reference
 from ncmon_client.batches import frozen, split, supervised
 from ncmon_client.capture import Batch, Capture, elsewhere
 from ncmon_client.losses import Losses
 from ncmon_client.options import check, pooled, run_info, with_classes
 from ncmon_client.outbox import Outbox
+from ncmon_client.rows import Reference
 from ncmon_client.schedule import Schedule
 from ncmon_client.sender import Sender
 from ncmon_client.spool import Level
@@ -107,7 +107,10 @@ class Monitor:
         self._measuring = False
         self._closed = False
         self._last_end: float | None = None
-        self._forward_s = 0.0
+        self._billed_s = 0.0
+        """CPU time of the sending thread that the schedule knows of."""
+        self._streamed, self._offered = 0, 0
+        """Bytes of streaming windows, and of all."""
         self._errors: dict[str, str] = {}
         self._last_error = ""
         self._soft = False
@@ -118,6 +121,7 @@ class Monitor:
             self._capture = capture
             capture.on_forward(self._begin_step)
             self._losses.listen(model, capture)
+            capture.weigh()
             atexit.register(self._at_exit)
             _WATCHING.add(self)
 
@@ -185,7 +189,12 @@ class Monitor:
         """
         with self._frozen():
             known = self._references.get(split) or self._references.get("train") or {}
-            window = OpenWindow(exact=True, references={} if exact_ncc else known)
+            window = OpenWindow(
+                exact=True,
+                references={} if exact_ncc else known,
+                before=self._references.get(split, {}),
+                classifier=self._capture.head().tensors.get("weight"),
+            )
             for batch in self._passes(loader, window):
                 window.add(batch, self._capture.layers)
             if window.empty:
@@ -250,6 +259,8 @@ class Monitor:
         if self._measuring or self._inert:
             return
         self._fresh, self._soft = True, False
+        if self._sender is not None and self._sender.busy_s != self._billed_s:
+            self._bill_sender()
         self._capture.arm(self._schedule.look())
 
     def _deaf(self) -> bool:
@@ -284,10 +295,18 @@ class Monitor:
             self._close_training_window()
         end = time.perf_counter()
         step_s = end - self._last_end if self._last_end is not None else None
-        self._schedule.done(looked=looked, step_s=step_s, hook_s=end - start + self._capture.spent_s)
+        hook_s = end - start + self._capture.spent_s + self._capture.dispatch_s
+        self._schedule.done(looked=looked, step_s=step_s, hook_s=hook_s)
         self._capture.spent_s = 0.0
         self._last_end = end
         return True
+
+    def _bill_sender(self) -> None:
+        """Put what the sending thread took to the account; sending exact windows was the loop's own wish."""
+        if self._sender is not None and self._offered:
+            busy_s = self._sender.busy_s
+            self._schedule.spent((busy_s - self._billed_s) * self._streamed / self._offered, beside=True)
+            self._billed_s = busy_s
 
     def _look(self, logits: Tensor, labels: Tensor, ignore_index: int) -> None:
         if elsewhere():
@@ -301,6 +320,7 @@ class Monitor:
                 else:
                     self._sampled += 1
                     self._open.add(batch, self._capture.layers)
+                    self._open.heard(self._losses.value, len(batch.rows))
         except Exception as error:
             self._failed("observe", error)
             self._capture.strike("a batch could not be used")
@@ -356,7 +376,10 @@ class Monitor:
             self._sender = Sender(
                 endpoint=self._endpoint, run=self._run, outbox=self._outbox, log=log, level=self._level
             )
-        if self._outbox.offer(closed, closed.nbytes):
+        size = closed.nbytes
+        self._offered += size
+        self._streamed += 0 if window.exact else size
+        if self._outbox.offer(closed, size):
             self._sender.start()
             self._sender.wake()
             self._sender.settle()

@@ -83,6 +83,8 @@ class Sender:
         """Whether the spool cannot be written."""
         self._close_by: float | None = None
         """Monotonic deadline once `close` was called."""
+        self.busy_s = 0.0
+        """CPU time of the thread so far."""
 
     # -- called by training -------------------------------------------------------------------------------------------
 
@@ -230,6 +232,7 @@ class Sender:
                 due = keeper.next_due(now)
                 if more or due is not None:
                     longest_s = 0.0 if more or due is None else min(longest_s, max(0.0, due - now))
+                self.busy_s = time.thread_time()
                 step(talk, line, now, longest_s=longest_s)
             except Exception as error:
                 # Whatever it was, a new socket and a new session come next; said once, not once a second.

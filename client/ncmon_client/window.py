@@ -6,6 +6,7 @@ in `ClosedWindow.seal`, which the sending thread calls once.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -13,14 +14,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ncmon_client import wire
-from ncmon_client.accumulate import MAX_SCATTER_FEATURES, ClassMoments, HeadCounts, NearestCounts, Reference
+from ncmon_client.accumulate import ClassMoments, Sums
 from ncmon_client.capture import Batch
+from ncmon_client.decisions import HeadCounts, NearestCounts
 from ncmon_client.frequent import Frequent
 from ncmon_client.head import HeadParameters
 from ncmon_client.layers import CLASSIFIER_INPUT, Layer
+from ncmon_client.rows import Reference, Rows
+from ncmon_client.second import MAX_SCATTER_FEATURES, basis_of
 
 EPS_SINGLE = 2.0**-23
 PAYLOAD_BUDGET_BYTES = 8 * 1024 * 1024
@@ -40,21 +45,50 @@ class Objective:
 
 
 class OpenWindow:
-    """Adds batches up. `references` are the class means of an earlier window, by layer."""
+    """Adds batches up. `references` are the class means of an earlier window, by layer, that decide for the nearest;
+    `before` those of the window before of the same split.
 
-    def __init__(self, *, exact: bool, references: Mapping[str, Reference]) -> None:
+    `classifier` (C, d) are the rows of the classifier, near the span of its input's class means.
+    """
+
+    def __init__(
+        self,
+        *,
+        exact: bool,
+        references: Mapping[str, Reference],
+        before: Mapping[str, Reference] | None = None,
+        classifier: Tensor | None = None,
+    ) -> None:
         self.exact = exact
+        self._before = references if before is None else before
         self.steps = 0
         self.sampled_steps = 0
         self.skipped: Counter[str] = Counter()
         self.began = time.time()
         self.given = references
+        self._classifier = classifier
         self._layers: tuple[Layer, ...] = ()
+        self._sums: list[tuple[tuple[str, ...], Sums]] = []
+        """The layers of one width, and what is added up of them."""
         self._moments: dict[str, ClassMoments] = {}
         self._nearest: dict[str, NearestCounts] = {}
         self._head: HeadCounts | None = None
         self._n_classes = 0
         self._frequent: Frequent | None = None
+        self._trained: Tensor | None = None
+        """Sum over samples of the loss that was trained."""
+        self._trained_samples = 0
+        self._unheard = False
+
+    def heard(self, loss: Tensor | None, n_samples: int) -> None:
+        """Add the loss that was trained on a batch just added, a mean over its samples; None where it is not known."""
+        if loss is None or self._head is None:
+            self._unheard = True
+            return
+        if self._trained is None:
+            self._trained = torch.zeros((), dtype=torch.float64, device=loss.device)
+        self._trained.add_(loss, alpha=n_samples)
+        self._trained_samples += n_samples
 
     @property
     def empty(self) -> bool:
@@ -72,11 +106,9 @@ class OpenWindow:
         parts = zip(torch.split(batch.logits, size), torch.split(batch.rows, size), strict=True)
         decided = [self._head.update(logits, rows, exact=self.exact) for logits, rows in parts]
         predicted = batch.places(decided[0] if len(decided) == 1 else torch.cat(decided))
-        rows = batch.places(batch.rows)
-        for name, moments in self._moments.items():
-            moments.update(batch.features[name], rows)
-        for name, counts in self._nearest.items():
-            counts.update(self._precise(batch.features[name]), rows, predicted, self.given[name])
+        rows = Rows(batch.places(batch.rows), self._n_classes)
+        for names, sums in self._sums:
+            sums.update([batch.features[name] for name in names], rows, predicted)
 
     def decide_again(self, batch: Batch, references: Mapping[str, Reference]) -> None:
         """Second pass of an exact window: only the nearest-class decisions, by the window's own means."""
@@ -102,14 +134,39 @@ class OpenWindow:
         self._n_classes = batch.logits.shape[1] if batch.frequent is None else len(batch.frequent.ids)
         device = batch.logits.device
         self._head = HeadCounts(batch.logits.shape[1], device)
+        by_width: dict[int, list[str]] = {}
         for layer in layers:
-            reference = self.given.get(layer.name)
-            self._moments[layer.name] = ClassMoments(
-                self._n_classes, layer.n_features, device, exact=self.exact, reference=reference
-            )
+            by_width.setdefault(layer.n_features, []).append(layer.name)
+        for width, names in by_width.items():
+            references = [self.given.get(name) for name in names]
             # A product of n x d x C: always for the classifier's input, elsewhere where C is the small side.
-            if reference is not None and (layer.name == CLASSIFIER_INPUT or self._n_classes <= layer.n_features):
-                self._nearest[layer.name] = NearestCounts(self._n_classes, device)
+            cheap = self._n_classes <= width
+            sums = Sums(
+                self._n_classes,
+                width,
+                device,
+                exact=self.exact,
+                references=references,
+                nearest=[name == CLASSIFIER_INPUT or cheap for name in names],
+                bases=[self._basis(name, width) for name in names],
+                before=[self._before.get(name) for name in names],
+            )
+            self._sums.append((tuple(names), sums))
+            self._moments.update(zip(names, sums.members, strict=True))
+            self._nearest.update({names[place]: counts for place, (counts, _) in sums.deciders.items()})
+        self._moments = {layer.name: self._moments[layer.name] for layer in layers}
+
+    def _basis(self, name: str, width: int) -> Tensor | None:
+        """Return directions near which the window's class means will be, for exact windows of wide layers."""
+        if not self.exact or width <= MAX_SCATTER_FEATURES:
+            return None
+        vectors: list[Tensor] = []
+        if (reference := self.given.get(name)) is not None:
+            means = reference.means[reference.known]
+            vectors.append(means - means.mean(0))
+        if name == CLASSIFIER_INPUT and self._classifier is not None and self._classifier.shape[1] == width:
+            vectors.append(self._classifier)
+        return basis_of(torch.cat([part.double() for part in vectors])) if vectors else None
 
     def close(
         self,
@@ -154,6 +211,7 @@ class OpenWindow:
             counts=self._head,
             head=head,
             objective=objective,
+            trained=None if self._unheard or self._trained is None else (self._trained, self._trained_samples),
         )
 
 
@@ -169,13 +227,17 @@ class ClosedWindow:
     head: HeadParameters
     objective: Objective
     frequent: Frequent | None
+    trained: tuple[Tensor, int] | None = None
+    """Sum over samples of the loss that was trained, and how many they were."""
 
     @property
     def nbytes(self) -> int:
         """About the memory that this window holds until it is sealed."""
-        held = [self.head.tensors.values()]
-        tensors = [vars(m).values() for m in (*self.moments.values(), *self.nearest.values(), self.counts)]
-        return sum(t.numel() * t.element_size() for group in (*held, *tensors) for t in group if isinstance(t, Tensor))
+        tensors = [*self.head.tensors.values(), self.counts.totals, *(n.counts for n in self.nearest.values())]
+        for m in self.moments.values():
+            tensors += [m.scalars, m.sums, m.unit_sums, m.shift]
+            tensors += m.second.tensors() if m.second is not None else []
+        return sum(t.numel() * t.element_size() for t in tensors)
 
     def gap(self, reason: str) -> wire.Gap:
         """Return what is recorded when this window cannot be sealed."""
@@ -188,10 +250,18 @@ class ClosedWindow:
             reason=reason[:4096],
         )
 
+    def _trained_loss(self, ignored: int) -> float | None:
+        """Return the mean loss that was trained; a mean over samples of which some do not count is another one."""
+        if self.trained is None or ignored or self.trained[1] == 0:
+            return None
+        value = float(self.trained[0]) / self.trained[1]
+        return value if math.isfinite(value) else None
+
     def seal(self) -> tuple[wire.Meta, bytes]:
         """Undo the shifts in float64, reduce the scatter to the span of the class means, and pack."""
         arrays: list[tuple[str, int, wire.Array]] = []
         layers: list[wire.LayerMeta] = []
+        several = self.meta["world_size"] != 1
         for place, layer in enumerate(self.layers):
             drained = self.moments[layer.name].drain()
             single = 2 * 8 * drained.class_means.size * len(self.layers) > PAYLOAD_BUDGET_BYTES
@@ -203,17 +273,27 @@ class ClosedWindow:
                 arrays.append((name, place, values.astype(np.float32) if single else values))
             if single:
                 notes.append("class means in single precision: payload over budget")
-            if self.meta["world_size"] != 1 and drained.within_scatter is not None:
-                arrays.append(("within_scatter", place, drained.within_scatter))
+            if drained.before_counts is not None and drained.shift_sq is not None:
+                arrays += [("before_counts", place, drained.before_counts), ("shift_sq", place, drained.shift_sq)]
+            weighted = drained.weighted
+            if several:
+                if drained.spread is not None and layer.n_features <= MAX_SCATTER_FEATURES:
+                    arrays.append(("within_scatter", place, drained.spread.matrix()))
+                    if weighted is not None:
+                        arrays.append(("weighted_scatter", place, weighted.spread.matrix()))
+                        arrays.append(("moment_weights", place, weighted.weights))
             elif (span := drained.span()) is not None:
-                arrays += [("span_singular", place, span[0]), ("span_within", place, span[1])]
-            if self.moments[layer.name].thinned:
-                notes.append(f"second moment of one batch in {self.moments[layer.name].thinning}")
-            if layer.n_features > MAX_SCATTER_FEATURES:
-                notes.append(f"no second moment above {MAX_SCATTER_FEATURES} features")
+                arrays += [("span_singular", place, span.singular), ("span_within", place, span.within)]
+                if weighted is not None and span.weighted is not None:
+                    arrays += [("span_weighted", place, span.weighted), ("moment_weights", place, weighted.weights)]
+            second = self.moments[layer.name].second
+            if second is None or (several and layer.n_features > MAX_SCATTER_FEATURES):
+                notes.append(f"no second moment above {MAX_SCATTER_FEATURES} features{' of several ranks' * several}")
+            elif said := second.note():
+                notes.append(said)
             if (decided := self.nearest.get(layer.name)) is not None:
                 for name, tensor in (("counts", decided.taken), ("hits", decided.hits), ("agree", decided.agree)):
-                    arrays.append((f"ncc_{name}", place, _host(tensor)))
+                    arrays.append((f"ncc_{name}", place, _whole(tensor)))
             layers.append(
                 wire.LayerMeta(
                     name=layer.name,
@@ -227,11 +307,11 @@ class ClosedWindow:
             )
         for name, tensor in (
             ("label_counts", self.counts.labels),
-            ("loss_sums", self.counts.loss),
             ("correct", self.counts.correct),
             ("loss_nonfinite", self.counts.nonfinite),
         ):
-            arrays.append((name, -1, _host(tensor)))
+            arrays.append((name, -1, _whole(tensor)))
+        arrays.append(("loss_sums", -1, _host(self.counts.loss)))
         own = [("own_logit_sums", _host(self.counts.own_logit)), ("own_loss_sums", _host(self.counts.own_loss))]
         # Of a part of the classes the mean of all logits is another one: its proof does not hold.
         if self.frequent is None and all(np.isfinite(values).all() for _, values in own):
@@ -261,6 +341,7 @@ class ClosedWindow:
             plain_loss=self.objective.plain_loss,
             finite=finite,
             logits_eps=self.counts.eps or EPS_SINGLE,
+            trained_loss=self._trained_loss(ignored),
         )
         meta = wire.WindowMeta(
             **self.meta,  # type: ignore[arg-type]
@@ -287,7 +368,12 @@ class LastWord:
         return wire.Gap(run_id=self.end.run_id, split="", epoch=-1, step=0, time=self.end.time, reason=reason)
 
 
-def _host(tensor: Tensor) -> wire.Array:
+def _host(tensor: Tensor) -> NDArray[np.float64]:
     """Return the class rows (C,) of a tensor with a trash row, on the host."""
-    array: wire.Array = tensor[:-1].detach().cpu().numpy()
+    array: NDArray[np.float64] = tensor[:-1].detach().cpu().numpy()
     return array
+
+
+def _whole(tensor: Tensor) -> NDArray[np.int64]:
+    """Return counts (C,) of a tensor with a trash row, as whole numbers."""
+    return _host(tensor).astype(np.int64)

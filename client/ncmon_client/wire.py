@@ -210,6 +210,8 @@ class HeadMeta(_Meta, frozen=True, kw_only=True):
     """All parameters sent here are finite; where they are not, they are left out."""
     logits_eps: Resolution = 2.0**-23
     """Machine epsilon of the logits as the network computed them."""
+    trained_loss: float | None = None
+    """Mean over the window's samples of the loss that was trained; None where it was not heard, or is no such mean."""
 
 
 class ArraySpec(_Meta, frozen=True, kw_only=True):
@@ -286,6 +288,11 @@ LAYER_ARRAYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "span_singular": (("f8",), ("r",)),  # singular values of the rows mean_c - mean_G of present classes, descending
     "span_within": (("f8",), ("r",)),  # v^T S v along the right singular vectors v; S = sum (h - mean)(h - mean)^T
     "within_scatter": (("f4", "f8"), ("d", "d")),  # S itself, sent when several ranks have to be merged
+    "before_counts": (("i8",), ("C",)),  # finite samples in the window before of the same split, 0 where it had none
+    "shift_sq": (("f8",), ("C",)),  # |mean_c - mean_c before|^2 of the classes that are in both windows
+    "moment_weights": (("f8",), ("C",)),  # a_c of M = sum over all samples of a_c (h - mean)(h - mean)^T
+    "span_weighted": (("f8",), ("r",)),  # v^T M v
+    "weighted_scatter": (("f4", "f8"), ("d", "d")),  # M itself, sent when several ranks have to be merged
 }
 HEAD_ARRAYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "weight": (("f4", "f8"), ("C", "H")),

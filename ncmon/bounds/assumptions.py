@@ -2,7 +2,7 @@
 
 true, false, or unknown; never guessed. A bound names what it needs in `Bound.requires`; the others say why scales are
 what they are (`wd_` metrics) or what the theorem's statement supposes. The per-class certificates need the weights to
-stand still and nothing else.
+stand still and the logits to be those of the classifier's rows, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ncmon.model import Assumption, Head, LayerStats, Window
 
 TITLES = {
     "frozen_weights": "the weights stood still",
+    "linear_head": "the logits are W h + v of these features",
     "no_last_bias": "no last bias",
     "all_present": "every class is present",
     "balanced": "classes of equal size",
@@ -35,8 +36,9 @@ def assumptions(window: Window) -> tuple[Assumption, ...]:
     head = window.head
     found = {
         **_of_window(window),
+        "linear_head": _linear(window),
         "no_last_bias": _bias(head),
-        "plain_loss": _known(head.plain_loss, "hard labels, no smoothing, no class weights", "another loss is trained"),
+        "plain_loss": _loss(head),
         **_of_norm(head),
         "decay_weight": _decay(head.weight_decay),
         "decay_gamma": _decay(head.weight_decay_gamma),
@@ -76,6 +78,45 @@ def _of_counts(layer: LayerStats, n_classes: int) -> dict[str, _Fact]:
     }
 
 
+LINEAR = 1e-5
+"""Share of the longest own logit that single precision may leave between a logit and W h + v."""
+COARSE = 1e-3
+"""Above this share the logits' own precision says nothing."""
+
+
+def _linear(window: Window) -> _Fact:
+    """Compare the mean own logit of every class, as the network computed it, with that of its mean feature.
+
+    z = (w_c - wbar) . h + v_c - vbar is linear in h, so that its mean over a class is that of the class mean: any
+    layer, temperature, dropout or mask between the features and the logits shows in it.
+    """
+    head, layer = window.head, window.classifier_input
+    if layer is None or head.weight is None or head.own_logit_sums is None or head.label_counts is None:
+        return None, "own logits were not measured, or the weights were not sent"
+    if head.has_bias and head.bias is None:
+        return None, "the bias was not sent"
+    if head.weight.shape[1] != layer.n_features:
+        return False, f"the classifier reads {head.weight.shape[1]} features, these are {layer.n_features}"
+    same = (layer.class_counts > 0) & (head.label_counts == layer.class_counts)
+    if not same.any():
+        return None, "features and logits are of different samples"
+    counts = layer.class_counts[same].astype(np.float64)
+    rows = (head.weight - head.weight.mean(axis=0))[same]
+    said = np.einsum("ij,ij->i", rows, layer.class_means[same])
+    if head.bias is not None:
+        said = said + (head.bias - head.bias.mean())[same]
+    off = float(np.abs(head.own_logit_sums[same] / counts - said).max())
+    longest = np.sqrt(layer.norm_sq_sums[same] / counts) * geometry.row_norms(rows)
+    scale = float(longest.max()) + (0.0 if head.bias is None else float(np.abs(head.bias).max()))
+    fact = f"own logits of class means off by {off:.2g}, the longest is {scale:.3g}"
+    share = max(LINEAR, 8 * max(head.logits_eps, layer.eps))
+    if share > COARSE:
+        return None, f"{fact}: computed in low precision"
+    if off <= share * scale:
+        return True, fact
+    return (False, fact) if window.exact else (None, f"{fact}: the weights moved")
+
+
 def _bias(head: Head) -> _Fact:
     if not head.name:
         return None, "no classifier was found"
@@ -86,6 +127,25 @@ def _bias(head: Head) -> _Fact:
     slope = geometry.row_norms(head.weight - head.weight.mean(axis=0)).min()
     largest = float(np.abs(head.bias - head.bias.mean()).max())
     return bool(largest <= CENTRED_BIAS * slope), f"|v - mean v| up to {largest:.2g}"
+
+
+SAME_LOSS = 1e-3
+"""Relative difference of two means of one loss that half precision and another order of the sums explain."""
+
+
+def _loss(head: Head) -> _Fact:
+    """Compare the loss that was trained with the cross-entropy of the same samples; else believe the criterion."""
+    declared = _known(head.plain_loss, "hard labels, no smoothing, no class weights", "another loss is trained")
+    if head.trained_loss is None or head.loss_sums is None or head.label_counts is None:
+        return declared
+    if head.label_counts.sum() == 0 or (head.loss_nonfinite is not None and head.loss_nonfinite.any()):
+        return declared
+    plain = float(head.loss_sums.sum() / head.label_counts.sum())
+    off = abs(head.trained_loss - plain)
+    fact = f"trained {head.trained_loss:.4g}, cross-entropy {plain:.4g}"
+    if head.plain_loss is False:
+        return False, fact
+    return off <= SAME_LOSS * max(plain, head.trained_loss) + 1e-6, fact
 
 
 def _of_norm(head: Head) -> dict[str, _Fact]:

@@ -199,8 +199,8 @@ PER_CLASS = (FROZEN, LINEAR_HEAD, PLAIN_LOSS, ROUNDING)
 GLOBAL = (*PER_CLASS, NO_BIAS, ALL_PRESENT)
 """What the bounds from (C, alpha beta, L) assume."""
 
-PER_CLASS_FACTS = ("frozen_weights",)
-GLOBAL_FACTS = ("frozen_weights", "no_last_bias", "all_present")
+PER_CLASS_FACTS = ("frozen_weights", "linear_head")
+GLOBAL_FACTS = (*PER_CLASS_FACTS, "no_last_bias", "all_present")
 """The same as names in the window's panel."""
 
 LOSS_STATISTICS = ("class_counts", "norm_sums", "norm_sq_sums", "weight", "label_counts", "loss_sums")

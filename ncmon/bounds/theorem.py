@@ -2,7 +2,8 @@
 
 Assumes what `ncmon.bounds.sharp` assumes, C >= 3, and says nothing sharper: on real runs it is vacuous, because its
 strong convexity modulus falls with e^(-kappa C alpha beta). It is here to show how far the theorem as it was proven is
-from what holds (P, S). Notation: `ncmon.bounds.inputs`; m = g(alpha beta), eps = L - m, zbar_c = dw_c . htilde_c.
+from what holds (P, S). Lemmas: `ncmon.bounds.lemmas`. Notation: `ncmon.bounds.inputs`; m = g(alpha beta), eps = L - m,
+zbar_c = dw_c . htilde_c.
 
 With integers j1, j2 >= 1, delta_i = j_i / C and k = (j1 - 1) + (j2 - 1) exceptions:
 
@@ -37,6 +38,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ncmon.bounds import lemmas
 from ncmon.bounds.inputs import (
     ALLOWANCE,
     GLOBAL,
@@ -46,14 +48,12 @@ from ncmon.bounds.inputs import (
     WindowInputs,
     window_inputs,
 )
+from ncmon.bounds.lemmas import OVERFLOW
 from ncmon.bounds.moment import inverse_loss
 from ncmon.bounds.sharp import INCONSISTENT, least_loss
 from ncmon.geometry import EPS_DOUBLE
 from ncmon.metrics.spec import Bound
 from ncmon.metrics.view import Unavailable, View, reading
-
-OVERFLOW = 690.0
-"""Exponents above this are infinite in float64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +75,8 @@ def theorem(inputs: WindowInputs, *, exceptions: int = 0, tight: bool = False) -
     n, product, loss = inputs.n_classes, inputs.product, inputs.loss
     if n < 3:
         raise Unavailable("not applicable: fewer than three classes")
+    if product <= 0:
+        raise Unavailable("vacuous: features or rows are zero")
     kappa = n / (n - 1.0)
     least = least_loss(n, product)
     if loss < least * (1 - ALLOWANCE):
@@ -86,61 +88,49 @@ def theorem(inputs: WindowInputs, *, exceptions: int = 0, tight: bool = False) -
     if tight:
         bottom = max(bottom, _inverse(n * loss, n))
         top = max(min(top, n * product - (n - 1) * _inverse(n * loss / (n - 1), n)), product)
-    log_modulus = min(_log_curvature(bottom, n), _log_curvature(top, n))
+    log_modulus = lemmas.least_log_modulus(bottom, top, n)
     first = exceptions - exceptions // 2 + 1
     second = exceptions // 2 + 1
     if max(first, second) >= n:
         first = second = n // 2
 
-    def spread(j: int) -> float:
-        exponent = 0.5 * (math.log(2 * gap * (n / j - 1)) - log_modulus)
-        return math.exp(exponent) if exponent < OVERFLOW else math.inf
-
     limit = (2 * math.log((1 - math.sqrt(0.5)) / (1 + math.sqrt(0.5)) * product) + log_modulus) / math.log(10)
     limit -= math.log10(2 * (n / first - 1))
-    lower = product - missing - spread(first)
-    upper = product + (n / second - 1) * missing + spread(second)
+    lower = product - missing - lemmas.deviation_of_share(gap, log_modulus, points=n, share=first)
+    upper = product + (n / second - 1) * missing
+    upper += lemmas.deviation_of_share(gap, log_modulus, points=n, share=second)
     if lower <= 0:
         return Theorem(nc3=None, intra=None, inter=None, gap=gap, vacuous_above_log10=limit)
     rho = lower / upper
-    cosine = 2 * rho * rho - 1
+    intra = lemmas.intra_cosine(rho)
     inter = None
-    if cosine > 0:
+    if intra is not None:
         pair_gap = n * gap / (exceptions + 1)
         if pair_gap < OVERFLOW:
             inter = _pairs(n, product, loss, lower, upper, missing, pair_gap, kappa)
-    return Theorem(
-        nc3=rho, intra=cosine * cosine if cosine > 0 else None, inter=inter, gap=gap, vacuous_above_log10=limit
-    )
+    return Theorem(nc3=rho, intra=intra, inter=inter, gap=gap, vacuous_above_log10=limit)
 
 
 def _pairs(
     n: int, product: float, loss: float, lower: float, upper: float, missing: float, pair_gap: float, kappa: float
 ) -> float | None:
     rho = lower / upper
-    wrong = math.expm1(pair_gap) * math.exp(loss)
-    radius = math.sqrt(2 * wrong * math.exp(min(kappa * upper, OVERFLOW)))
+    wrong = math.expm1(pair_gap) * math.exp(loss) * math.exp(min(kappa * upper, OVERFLOW)) / (n - 1)
+    radius = lemmas.excess_of_exponentials(wrong, points=n - 1)
     uneven = math.sqrt(2 * n * missing / product)
     shortest = (-uneven + math.sqrt(uneven**2 + 4 * lower / product)) / 2
     longest = (uneven + math.sqrt(uneven**2 + 4 * upper / product)) / 2
     y = -lower / (n - 1) + radius
-    cosine = y / (product * (longest if y < 0 else shortest) ** 2) + math.sqrt(max(0.0, 2 * (1 - rho)))
+    cosine = lemmas.cosine_of_products(y / (product * (longest if y < 0 else shortest) ** 2), rho)
     if cosine >= 1:
         return None
-    angle = math.acos(max(-1.0, cosine)) - math.acos(2 * rho * rho - 1)
+    angle = math.acos(max(-1.0, cosine)) - math.acos(lemmas.mean_cosine(rho))
     return math.cos(angle) if angle > 0 else None
 
 
 def _inverse(loss: float, n: int) -> float:
     with np.errstate(all="ignore"):
         return float(inverse_loss(np.array([max(loss, 1e-300)]), n)[0])
-
-
-def _log_curvature(z: float, n: int) -> float:
-    """Return log g''(z) = 2 log kappa + log sigma(s) sigma(-s), s = log(C-1) - kappa z."""
-    kappa = n / (n - 1.0)
-    s = math.log(n - 1.0) - kappa * z
-    return float(2 * math.log(kappa) - np.logaddexp(0.0, -s) - np.logaddexp(0.0, s))
 
 
 def _plain(view: View) -> Theorem:

@@ -38,8 +38,9 @@ def command(sql: str, max_rows: int, timeout: float, database: Path | None, form
       history(run_id, run_name, layer, layer_index, split, exact, epoch, step,
               time, metric, value, reason)
       class_history(... as history ..., class, class_name)
+      aliases(alias, metric)
     class_history holds the layer `classifier-input`. Metrics go by the names
-    of `ncmon metrics`, bounds by theirs.
+    of `ncmon metrics`, bounds by theirs; `aliases` tells other names.
     """
     text = sys.stdin.read() if sql == "-" else sql
     with open_store(database) as store:

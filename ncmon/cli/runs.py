@@ -78,6 +78,7 @@ def command(
     Minimal intra-class and maximal inter-class cosine, NC1 and nearest-class-mean accuracy are those of the features
     that enter the classifier. Several conditions have to hold together; a run without the value fulfils none.
     """
+    from ncmon.metrics import resolve
     from ncmon.store.selection import parse_condition
 
     selection = selection_of(**selecting)
@@ -87,7 +88,7 @@ def command(
     with open_store(database) as store:
         check_metrics(store.metrics, [*metrics, *(condition.key for condition in asked)])
         read = dict.fromkeys([*(name for name, _ in shown), *(condition.key for condition in asked)])
-        if key in store.metrics:
+        if resolve(key) in store.metrics:
             read[key] = None
         # What is sorted or picked by its readings is cut afterwards.
         early = limit if not (asked or sort) else None
@@ -101,9 +102,11 @@ def command(
 
 
 def check_metrics(known: Sequence[str], asked: Sequence[str], shape: str = ", of one number a window") -> None:
-    """Raise `NotFound` with near names for what is not among the metrics that can be meant."""
+    """Raise `NotFound` with near names for what is not among the metrics that can be meant, nor an alias of one."""
+    from ncmon.metrics import resolve
+
     for name in asked:
-        if name not in known:
+        if resolve(name) not in known:
             raise NotFound(f"no metric is named {name!r}{shape}{near(name, known)}")
 
 

@@ -132,12 +132,15 @@ def _metrics(run: Run, found: LayerReadings) -> str:
         f"{found.key.name}: {found.module}, {found.n_features} features, {found.quality.get('samples', 0):.0f} samples,"
         f" {present} classes present"
     )
+    floor = found.quality.get("resolution_floor", 0.0)
     rows = [
         (
             name,
             reading.value,
             targets.get(name, ""),
-            _place(run, reading) if reading.value is not None else reading.reason,
+            _place(run, reading) + _unresolved(name, reading.value, floor)
+            if reading.value is not None
+            else reading.reason,
         )
         for name, reading in found.readings.items()
     ]
@@ -147,11 +150,41 @@ def _metrics(run: Run, found: LayerReadings) -> str:
         Column(key="at_collapse", heading="COLLAPSE", right=True),
         Column(key="where", heading="AT, OR WHY NOT"),
     )
-    return lines([clean(head)]) + table(Listing(columns=columns, rows=rows))
+    return lines([clean(head), clean(quality_line(found))]) + table(Listing(columns=columns, rows=rows))
+
+
+def quality_line(found: LayerReadings) -> str:
+    """Return how far the readings of a layer can be trusted."""
+    quality = found.quality
+    parts = [f"rank {quality.get('rank_used', 0):.0f}"]
+    if "resolution_floor" in quality:
+        parts.append(f"cosines resolved to {quality['resolution_floor']:.2g}")
+    if "mean_shift" in quality:
+        parts.append(f"means moved by {quality['mean_shift']:.3g} since the window before")
+    if "movement_share" in quality:
+        parts.append(f"which is about {_percent(quality['movement_share'])} of their variance (streaming)")
+    for name, text in (("zero_norm", "zero vectors"), ("nonfinite", "not finite")):
+        if quality.get(name):
+            parts.append(f"{quality[name]:.0f} {text}")
+    return "  " + ", ".join(parts)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share >= 1e-4 else "0.01 % or less"
+
+
+NEAR_ONE = frozenset({"intra_cos_min", "intra_cos_mean"})
+"""Metrics whose distance to 1 has the resolution floor."""
+
+
+def _unresolved(name: str, value: float, floor: float) -> str:
+    return ", 1 within the resolution" if name in NEAR_ONE and 1 - value <= floor else ""
 
 
 def _listing(run: Run, windows: Sequence[WindowReadings]) -> Listing:
-    keys = "run_id split exact partial epoch step time layer_index layer metric value reason attained_at samples"
+    from ncmon.store.schema import QUALITY
+
+    keys = "run_id split exact partial epoch step time layer_index layer metric value reason attained_at"
     rows: list[tuple[Any, ...]] = [
         (
             run.run_id,
@@ -167,13 +200,13 @@ def _listing(run: Run, windows: Sequence[WindowReadings]) -> Listing:
             reading.value,
             reading.reason or None,
             list(reading.attained_at),
-            found.quality.get("samples"),
+            *(found.quality.get(figure) for figure in QUALITY),
         )
         for window in windows
         for name, found in window.layers.items()
         for metric, reading in found.readings.items()
     ]
-    return Listing(columns=tuple(Column(key=key) for key in keys.split()), rows=rows)
+    return Listing(columns=tuple(Column(key=key) for key in (*keys.split(), *QUALITY)), rows=rows)
 
 
 def _place(run: Run, reading: Reading) -> str:

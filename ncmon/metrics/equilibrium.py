@@ -6,6 +6,14 @@ lambda_gamma alpha^2 = lambda_W C beta^2. Minimising m(p) + lambda sqrt(C) p ove
 
     p* = (C-1)/C log((C-1)(1-tau)/tau),  m* = -log(1-tau),  J* = m* + lambda sqrt(C) p*;  p* = 0 if lambda >= 1/sqrt(C).
 
+How far the objective is above its minimum splits exactly into three terms, none of them negative:
+
+    J - J* = [L - m(p)]  +  [m(p) + lambda sqrt(C) p - J*]  +  [(lambda_W C beta^2 + lambda_gamma alpha^2)/2
+             structure       the product alpha beta               - lambda sqrt(C) p]    the balance of alpha and beta
+
+The first is `ce_gap` where the classifier has no bias, and needs what it needs; the second is zero at p = p*; the third
+by the inequality of means, at lambda_gamma alpha^2 = lambda_W C beta^2.
+
 It is about an L2 penalty (SGD's weight decay) on the classifier and on the scale of the BatchNorm before it, without a
 shift there, and C - 1 <= d. Source: thesis, (2.1); ncmon theory notes, section 4.
 """
@@ -14,7 +22,8 @@ from __future__ import annotations
 
 import math
 
-from ncmon.metrics.loss import penalties
+from ncmon.metrics.gap import difference
+from ncmon.metrics.loss import least_loss, mean_loss, penalties
 from ncmon.metrics.spec import Metric
 from ncmon.metrics.view import Unavailable, View, reading
 
@@ -57,6 +66,43 @@ def wd_objective(view: View) -> float:
 
 
 _SOURCE = "thesis, (2.1); ncmon theory notes, section 4"
+
+
+def _penalty(view: View) -> tuple[float, float]:
+    """Return p = alpha beta, and its least penalty lambda sqrt(C) p."""
+    weight, gamma = penalties(view)
+    product = view.feature_rms * view.weight_rms
+    return product, math.sqrt(weight * gamma * view.n_classes) * product
+
+
+@reading
+def excess_structure(view: View) -> float:
+    """Return L - m(alpha beta)."""
+    view.shared(_found)
+    if view.bias is not None:
+        raise Unavailable("not applicable: the classifier has a last bias")
+    product, _ = view.shared(_penalty)
+    return difference(mean_loss(view), least_loss(view.n_classes, product))
+
+
+@reading
+def excess_norm(view: View) -> float:
+    """Return m(p) + lambda sqrt(C) p - J*, p = alpha beta."""
+    _, _, minimum = view.shared(_found)
+    product, least = view.shared(_penalty)
+    return difference(least_loss(view.n_classes, product) + least, minimum)
+
+
+@reading
+def excess_balance(view: View) -> float:
+    """Return (lambda_W C beta^2 + lambda_gamma alpha^2) / 2 - lambda sqrt(C) alpha beta, a square."""
+    view.shared(_found)
+    weight, gamma = penalties(view)
+    rows = math.sqrt(weight * view.n_classes) * view.weight_rms
+    return 0.5 * (rows - math.sqrt(gamma) * view.feature_rms) ** 2
+
+
+_OF_EXCESS = ("class_counts", "norm_sq_sums", "weight", "label_counts", "loss_sums")
 _TAU = "tau = sqrt(lambda_W lambda_gamma C) (C-1)/C"
 
 METRICS = (
@@ -102,4 +148,48 @@ METRICS = (
         invariant_to=("rotation", "scaling", "permutation", "translation"),
         compute=wd_objective,
     ),
+    Metric(
+        name="excess_structure",
+        title="objective above its minimum, from structure",
+        family="loss",
+        unit="nat",
+        at_collapse="0",
+        better="lower",
+        scope="classifier",
+        source=_SOURCE,
+        definition="ce_loss - m(alpha beta), where the classifier has no bias",
+        needs=_OF_EXCESS,
+        invariant_to=("rotation", "permutation"),
+        target=lambda k: 0.0,
+        compute=excess_structure,
+    ),
+    Metric(
+        name="excess_norm",
+        title="objective above its minimum, from alpha beta",
+        family="loss",
+        unit="nat",
+        at_collapse="",
+        better="neither",
+        scope="classifier",
+        source=_SOURCE,
+        definition="m(alpha beta) + sqrt(lambda_W lambda_gamma C) alpha beta - wd_objective",
+        needs=_OF_EXCESS,
+        invariant_to=("rotation", "permutation"),
+        compute=excess_norm,
+    ),
+    Metric(
+        name="excess_balance",
+        title="objective above its minimum, from unequal penalties",
+        family="loss",
+        unit="nat",
+        at_collapse="",
+        better="neither",
+        scope="classifier",
+        source=_SOURCE,
+        definition="(sqrt(lambda_W C) beta - sqrt(lambda_gamma) alpha)^2 / 2",
+        needs=_OF_EXCESS,
+        invariant_to=("rotation", "permutation"),
+        compute=excess_balance,
+    ),
 )
+"""`wd_objective` and the three `excess_` sum to `objective`."""

@@ -19,7 +19,7 @@ from ncmon.model import FloatArray
 @reading
 def ce_loss(view: View) -> float:
     """Return the mean cross-entropy over samples, in nats."""
-    return _mean_loss(view)
+    return mean_loss(view)
 
 
 @reading
@@ -31,7 +31,7 @@ def ce_bound_m(view: View) -> float:
 @reading
 def ce_gap(view: View) -> float:
     """Return ce_loss - ce_bound_m."""
-    return _mean_loss(view) - _least_loss(view)
+    return mean_loss(view) - _least_loss(view)
 
 
 @reading
@@ -43,7 +43,7 @@ def objective(view: View) -> float:
     """
     weight, gamma = penalties(view)
     rows = weight * view.n_classes * view.weight_rms**2
-    return _mean_loss(view) + 0.5 * (rows + gamma * view.feature_rms**2)
+    return mean_loss(view) + 0.5 * (rows + gamma * view.feature_rms**2)
 
 
 def penalties(view: View) -> tuple[float, float]:
@@ -67,7 +67,8 @@ def class_loss(view: View) -> FloatArray:
     return share(sums, counts)[view.present]
 
 
-def _mean_loss(view: View) -> float:
+def mean_loss(view: View) -> float:
+    """Return L, the mean cross-entropy over samples."""
     sums, counts = view.class_losses
     return float(sums.sum() / counts.sum())
 
@@ -78,8 +79,12 @@ def _least_loss(view: View) -> float:
         product = view.feature_rms * view.weight_rms
     else:
         product = np.hypot(view.feature_rms, 1.0) * augmented_beta(view)
-    n = view.n_classes
-    return float(np.logaddexp(0.0, np.log(n - 1.0) - n / (n - 1.0) * product))
+    return least_loss(view.n_classes, float(product))
+
+
+def least_loss(n_classes: int, product: float) -> float:
+    """Return m = log(1 + (C-1) exp(-C/(C-1) alpha beta))."""
+    return float(np.logaddexp(0.0, np.log(n_classes - 1.0) - n_classes / (n_classes - 1.0) * product))
 
 
 METRICS = (

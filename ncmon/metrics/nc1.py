@@ -22,6 +22,12 @@ def nc1_pinv(view: View) -> float:
 
 
 @reading
+def nc1_balanced(view: View) -> float:
+    """Return the same with Sigma_W = mean_c S_c / n_c: every class counts once, whatever its size."""
+    return geometry.ratio_trace(view.balanced_within, view.span.singular)
+
+
+@reading
 def nc1_trace_ratio(view: View) -> float:
     """Return tr Sigma_W / tr Sigma_B."""
     within = view.within_sq
@@ -66,8 +72,25 @@ METRICS = (
         needs=("class_counts", "class_means", "span_singular", "span_within"),
         invariant_to=("rotation", "scaling", "permutation", "translation"),
         target=lambda k: 0.0,
-        aliases=("nc1",),
+        aliases=("nc1", "nc1_svd"),
         compute=nc1_pinv,
+    ),
+    Metric(
+        name="nc1_balanced",
+        title="NC1 with every class counting once",
+        family="nc1",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="layer",
+        source="Papyan 2020, NC1",
+        definition=(
+            "tr(Sigma_W pinv(Sigma_B)) / K with Sigma_W the mean of the class covariances, directions as for nc1_pinv"
+        ),
+        needs=("class_counts", "class_means", "within_sq", "span_singular", "span_within"),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=nc1_balanced,
     ),
     Metric(
         name="nc1_trace_ratio",

@@ -43,6 +43,31 @@ def nc2_etf_err(view: View) -> float:
     return geometry.etf_distance(rows @ rows.T)
 
 
+def _unit_distances(view: View) -> FloatArray:
+    """Return |u_c - u_c'| (K, K), u_c = A_c / |A_c|."""
+    lowest = int(np.argmin(view.centred.norms))
+    if view.centred.norms[lowest] <= view.same_floor:
+        raise Unavailable(f"class {view.present[lowest]} has its mean at the global mean: it has no direction")
+    return np.sqrt(geometry.squared_distances(view.centred.rows / view.centred.norms[:, None]).clip(min=0.0))
+
+
+@reading
+def nc2g_dist(view: View) -> float:
+    """Return the variance over pairs of |u_c - u_c'|, u_c = A_c / |A_c|, ddof 0."""
+    return float(geometry.pair_values(view.shared(_unit_distances)).var())
+
+
+@reading
+def nc2g_log(view: View) -> float:
+    """Return the variance over pairs of log(1 / |u_c - u_c'|), u_c = A_c / |A_c|, ddof 0."""
+    distances = view.shared(_unit_distances)
+    least, (first, second) = geometry.pair_maximum(-distances)
+    if -least <= geometry.same_floor(1.0, single=view.layer.means_f4):
+        names = f"classes {view.present[first]} and {view.present[second]}"
+        raise Unavailable(f"{names} have means in one direction: their distance has no logarithm")
+    return float(np.log(geometry.pair_values(distances)).var())
+
+
 def _row_norms(view: View) -> FloatArray:
     """Return |w_c| (C,), all positive."""
     norms = geometry.row_norms(view.weight)
@@ -150,6 +175,36 @@ METRICS = (
         invariant_to=("rotation", "scaling", "permutation", "translation"),
         target=lambda k: 0.0,
         compute=nc2_etf_err,
+    ),
+    Metric(
+        name="nc2g_dist",
+        title="NC2, unequal distances of the means on the sphere",
+        family="nc2",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="layer",
+        source="Liu 2023 (hyperspherical uniformity); as rhubarbwu/neural-collapse",
+        definition="variance over pairs of |u_c - u_e|, u_c = (mu_c - mu_G) / |mu_c - mu_G|, ddof 0",
+        needs=("class_counts", "class_means"),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=nc2g_dist,
+    ),
+    Metric(
+        name="nc2g_log",
+        title="NC2, unequal logarithmic distances of the means on the sphere",
+        family="nc2",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="layer",
+        source="Liu 2023 (hyperspherical uniformity); as rhubarbwu/neural-collapse",
+        definition="variance over pairs of log(1 / |u_c - u_e|), u_c = (mu_c - mu_G) / |mu_c - mu_G|, ddof 0",
+        needs=("class_counts", "class_means"),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=nc2g_log,
     ),
     Metric(
         name="w_equinorm",

@@ -71,6 +71,31 @@ def nc3_raw_cos_mean(view: View) -> float:
     return float(view.shared(_raw_alignment).mean())
 
 
+def _centred_alignment(view: View) -> FloatArray:
+    """Return cos(w_c, mu_c - mu_G) of the present classes (K,)."""
+    view.need_between()
+    centred = view.centred
+    values = geometry.row_cosines(view.feature_weight[view.present], centred.rows)
+    undefined = view.present[np.isnan(values) | (centred.norms <= view.same_floor)]
+    if undefined.size:
+        raise Unavailable(f"class {undefined[0]} has its mean at the global mean, or the classifier's row is zero")
+    return values
+
+
+@reading
+def nc3_centred_cos_mean(view: View) -> float:
+    """Return mean_c cos(w_c, mu_c - mu_G)."""
+    return float(_centred_alignment(view).mean())
+
+
+@reading
+def nc3u_uni_dual(view: View) -> float:
+    """Return the variance over classes of w_c . (mu_c - mu_G), ddof 1."""
+    view.need_between()
+    products = np.einsum("ij,ij->i", view.feature_weight[view.present], view.centred.rows)
+    return float(products.var(ddof=1))
+
+
 @class_array
 def nc3_cos_class(view: View) -> FloatArray:
     """Return cos(w_c - wbar, mu_c) of every class (K,)."""
@@ -139,7 +164,6 @@ METRICS = (
         needs=_NEEDS,
         invariant_to=("rotation", "scaling", "permutation"),
         target=lambda k: 1.0,
-        aliases=("nc3_cos",),
         compute=nc3_cos_mean,
     ),
     Metric(
@@ -171,6 +195,37 @@ METRICS = (
         invariant_to=("rotation", "scaling", "permutation"),
         target=lambda k: 1.0,
         compute=nc3_raw_cos_mean,
+    ),
+    Metric(
+        name="nc3_centred_cos_mean",
+        title="mean alignment of row and centred mean",
+        family="nc3",
+        unit="",
+        at_collapse="1",
+        better="higher",
+        scope="classifier",
+        source="Wu 2024 (self-duality); as rhubarbwu/neural-collapse",
+        definition="mean over present classes of cos(w_c, mu_c - mu_G)",
+        needs=_NEEDS,
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: 1.0,
+        aliases=("nc3_cos",),
+        compute=nc3_centred_cos_mean,
+    ),
+    Metric(
+        name="nc3u_uni_dual",
+        title="uneven products of row and centred mean",
+        family="nc3",
+        unit="",
+        at_collapse="0",
+        better="lower",
+        scope="classifier",
+        source="Wu 2024 (uniform duality); as rhubarbwu/neural-collapse",
+        definition="variance over present classes of w_c . (mu_c - mu_G), ddof 1",
+        needs=_NEEDS,
+        invariant_to=("rotation", "permutation", "translation"),
+        target=lambda k: 0.0,
+        compute=nc3u_uni_dual,
     ),
     Metric(
         name="nc3_cos_class",
@@ -215,7 +270,7 @@ METRICS = (
         needs=_NEEDS,
         invariant_to=("rotation", "scaling", "permutation", "translation"),
         target=lambda k: 0.0,
-        aliases=("nc3_dual",),
+        aliases=("nc3_dual", "nc3_self_dual"),
         compute=nc3_dual_err,
     ),
     Metric(

@@ -27,6 +27,12 @@ SINGLE_FLOOR = 1e-7
 HALF_FLOOR = 0.05
 """The same in units of eps^2 where features are coarser: 3e-6 for bfloat16, as measured."""
 
+EXACT_SPREAD = 1e-9
+"""Spread of class weights that is rounding."""
+
+BALANCE_TOLERANCE = 0.1
+"""The same that a streaming window is allowed, whose class sizes are known from the window before only."""
+
 UNIT_EXCESS = 1e-5
 """How far rounding may carry |hbar|^2 above 1; beyond it the statistics contradict each other."""
 
@@ -208,9 +214,14 @@ class View:
                 # The client's decomposition is of its own float64 means, whatever precision they travelled in.
                 single=False,
             )
-            span = geometry.Span(singular=layer.span_singular[:rank], within=layer.span_within[:rank])
+            weighted = None if layer.span_weighted is None else layer.span_weighted[:rank]
+            span = geometry.Span(
+                singular=layer.span_singular[:rank], within=layer.span_within[:rank], weighted=weighted
+            )
         elif layer.within_scatter is not None:
-            span = geometry.span_of_means(centred, layer.within_scatter, single=layer.means_f4)
+            span = geometry.span_of_means(
+                centred, layer.within_scatter, weighted=layer.weighted_scatter, single=layer.means_f4
+            )
         else:
             raise Unavailable("the within-class scatter was not sent")
         if span.rank == 0:
@@ -218,6 +229,63 @@ class View:
         if span.within.min() < 0:
             raise Unavailable("below resolution: the scatter along a direction of the means is negative")
         return span
+
+    @cached_property
+    def balanced_within(self) -> FloatArray:
+        """(r,) v^T Sigma v along the directions of `span`, Sigma the mean of the class covariances S_c / n_c.
+
+        What is measured is M = sum_c a_c S_c: pooled (all a_c equal), or with weights from the sizes of classes. Every
+        S_c is positive semidefinite, so that M, scaled to the known trace, is off by at most the spread of a_c n_c in
+        any direction: nothing where classes have the sizes that were expected, and in streaming windows, which are
+        estimates, `BALANCE_TOLERANCE` at most.
+        """
+        span = self.span
+        counts, within = self.counts, self.within_sq
+        moving = within > 0
+        if not moving.any():
+            return np.zeros(span.rank)
+        found: list[tuple[float, FloatArray, FloatArray]] = [(_spread_of(counts[moving]), span.within, within)]
+        if span.weighted is not None and self.layer.moment_weights is not None:
+            weights = self.layer.moment_weights[self.present]
+            if (weights[moving] > 0).all():
+                found.append((_spread_of((weights * counts)[moving]), span.weighted, weights * within))
+        spread, along, parts = min(found, key=lambda one: one[0])
+        if spread > (EXACT_SPREAD if self.window.exact else BALANCE_TOLERANCE):
+            known = self.layer.before_counts is not None
+            raise Unavailable(_why_unbalanced(spread, measured=span.weighted is not None, known=known))
+        if along.min() < 0:
+            raise Unavailable("below resolution: the scatter along a direction of the means is negative")
+        scale = float(np.sum(within / counts)) / float(parts.sum())
+        return along * (scale / self.present.size)
+
+    @cached_property
+    def shift_sq(self) -> FloatArray | None:
+        """(K,) |mu_c - mu_c before|^2 since the window before of the same split, NaN for a class that is new in this
+        one; None where no class was in it.
+        """
+        layer = self.layer
+        if layer.shift_sq is None or layer.before_counts is None:
+            return None
+        known = layer.before_counts[self.present] > 0
+        return np.where(known, layer.shift_sq[self.present], np.nan) if known.any() else None
+
+    @property
+    def mean_shift(self) -> float | None:
+        """Root mean square over classes of |mu_c - mu_c before|, None where there is no window before."""
+        return None if self.shift_sq is None else float(np.sqrt(np.nanmean(self.shift_sq)))
+
+    @property
+    def movement_share(self) -> float | None:
+        """Share of the within-class sum of squares that is the means' own movement inside a streaming window, about.
+
+        A mean that moves evenly by delta adds |delta|^2 / 12 to the variance of its class; delta is taken from the
+        window before. None for an exact window, in which nothing moves.
+        """
+        if self.window.exact or self.shift_sq is None:
+            return None
+        within = float(self.layer.within_sq[self.present].sum())
+        moved = float(np.nansum(self.counts * self.shift_sq)) / 12
+        return moved / within if within > 0 else None
 
     @property
     def rank_used(self) -> int:
@@ -297,6 +365,19 @@ class View:
         if counts is None or taken is None or taken.sum() == 0:
             raise Unavailable("nearest class means were not measured in this window")
         return counts.astype(np.float64), taken.astype(np.float64)
+
+
+def _spread_of(values: FloatArray) -> float:
+    """Return max / min - 1 of positive values."""
+    return float(values.max() / values.min()) - 1.0
+
+
+def _why_unbalanced(spread: float, *, measured: bool, known: bool) -> str:
+    if measured:
+        return f"class sizes differ from those of the window before: weights are uneven by {100 * spread:.2g} %"
+    if known:
+        return f"classes differ in size by {100 * spread:.2g} %, and no second moment has every class counting once"
+    return "classes differ in size: every class counts once from the second window of a split on, whose sizes are known"
 
 
 ScalarFunction = Callable[[Any], "float | tuple[float, tuple[int, ...]]"]

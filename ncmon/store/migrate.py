@@ -106,7 +106,8 @@ def add_columns(
         assert isinstance(table, Table)
         present = set(schema.columns_of(connection, name, fixed))
         for entry in entries:
-            if not _NAME.fullmatch(entry.name) or entry.name in fixed:
+            words = (entry.name, *getattr(entry, "aliases", ()))
+            if not all(map(_NAME.fullmatch, words)) or entry.name in fixed:
                 raise StoreError(f"{entry.name!r} cannot name a column: expected a new word of a-z, 0-9 and _")
             if entry.name not in present:
                 table.add_column(entry.name, "REAL")
@@ -117,6 +118,7 @@ def add_columns(
     database.create_view("history", schema.history_view(columns, at_classifier), replace=True)
     columns = schema.columns_of(connection, "class_reading", schema.CLASS_FIXED)
     database.create_view("class_history", schema.class_history_view(columns), replace=True)
+    database.create_view("aliases", schema.aliases_view(registry), replace=True)
 
 
 def _record_definitions(connection: sqlite3.Connection, registry: Iterable[Metric | Bound], now: float) -> None:

@@ -316,7 +316,7 @@ WHERE d.window_key = ? AND (? IS NULL OR l.name = ?) ORDER BY l.idx, l.layer_key
                 readings=_readings(found, columns, reasons.get(found["layer_key"], {})),
                 class_arrays=self._class_arrays(row["window_key"], row["n_classes"]) if at_classifier else {},
                 pair_arrays={},
-                quality={name: found[name] for name in schema.QUALITY if found[name] is not None},
+                quality={name: found[name] for name in schema.QUALITY if found.get(name) is not None},
             )
         return WindowReadings(
             split=row["split"],

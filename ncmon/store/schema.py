@@ -12,8 +12,8 @@
 
 Fixed tables change by migrations: small named functions, applied in the transaction that records them. Columns of
 metrics are no migration: whatever the registry has and the file has not is added whenever the file is opened for
-writing, and a column is never dropped. The views `runs`, `history` and `class_history` are what outside tools may
-rely on; they are made anew from the columns.
+writing, and a column is never dropped. The views `runs`, `history`, `class_history` and `aliases` are what outside
+tools may rely on; they are made anew from the columns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from ncmon.model import CLASSIFIER_INPUT
 APPLICATION_ID = 0x4E434D4E
 """`NCMN` in the file's header: what tells a store from any other SQLite database."""
 
-QUALITY = ("samples", "classes_present", "rank_used", "resolution_floor", "zero_norm", "nonfinite")
+QUALITY = (
+    *("samples", "classes_present", "rank_used", "resolution_floor", "zero_norm", "nonfinite"),
+    *("mean_shift", "movement_share"),
+)
 """Columns of `reading` that say how far its numbers can be trusted."""
 
 READING_FIXED = ("layer_key", "window_key", *QUALITY, "attained")
@@ -81,11 +84,18 @@ def add_alerts(connection: sqlite3.Connection) -> None:
     )
 
 
+def add_movement(connection: sqlite3.Connection) -> None:
+    """Make room for how far class means moved since the window before, and for what that adds to their variance."""
+    connection.execute("ALTER TABLE reading ADD COLUMN mean_shift REAL")
+    connection.execute("ALTER TABLE reading ADD COLUMN movement_share REAL")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(name="create_tables", apply=create_tables),
     Migration(name="add_edits", apply=add_edits),
     Migration(name="add_assumptions", apply=add_assumptions),
     Migration(name="add_alerts", apply=add_alerts),
+    Migration(name="add_movement", apply=add_movement),
 )
 """In order; the schema's number is how many have been applied."""
 
@@ -157,6 +167,13 @@ def _branch(metric: str, value: str, reason: str, *, table: str, where: str) -> 
 FROM run r JOIN layer l ON l.run_key = r.run_key JOIN {table} d ON d.layer_key = l.layer_key
   JOIN window w ON w.window_key = d.window_key
 WHERE {where}"""  # noqa: S608 names are checked
+
+
+def aliases_view(registry: Iterable[Metric | Bound]) -> str:
+    """Return the SELECT of `aliases`: other names of metrics, for joins with `history`."""
+    pairs = [(alias, entry.name) for entry in registry for alias in getattr(entry, "aliases", ())]
+    rows = " UNION ALL ".join(f"SELECT '{alias}' AS alias, '{name}' AS metric" for alias, name in pairs)
+    return rows or "SELECT '' AS alias, '' AS metric WHERE 0"
 
 
 RUNS_VIEW = "SELECT run_id, name, status, started, ended, host, world_size, n_classes, config, tags, note FROM run"

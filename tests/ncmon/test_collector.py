@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ncmon.collector import RANK_TIMEOUT_S, Collector, Ready, merge
+from ncmon.evaluate import evaluate
 from ncmon.model import CLASSIFIER_INPUT, FloatArray, Gap, Part, Rejection, RunEnd, StreamSeq, Window
 from tests.factories import make_features, make_window, window_from_features
 
@@ -299,6 +300,28 @@ def near(a: FloatArray | None, b: FloatArray | None) -> bool:
     return bool(np.allclose(a, b, rtol=1e-12, atol=1e-12 * max(1.0, float(np.abs(b).max(initial=0.0)))))
 
 
+OF_BEFORE = ("before_counts", "shift_sq", "weighted_scatter", "moment_weights")
+
+
+def test_shares_of_equal_weights_merge_to_the_scatter_in_which_classes_count_once() -> None:
+    """Two ranks with the same class sizes, unequal ones, and features of their own."""
+    raws = [make_features(seed=rank, n_features=5, per_class=[3, 9, 5, 2], layers=1, n_classes=4) for rank in (0, 1)]
+    windows = [window_from_features(r.layers, r.labels, r.weight, scatter=True, ranks=(n,)) for n, r in enumerate(raws)]
+    rows = np.concatenate([raw.last for raw in raws])
+    labels = np.concatenate([raw.labels for raw in raws])
+    whole = window_from_features({CLASSIFIER_INPUT: rows}, labels, raws[0].weight, scatter=True)
+    (merged,) = merge([dataclasses.replace(window, world_size=2) for window in windows]).layers
+    assert merged.before_counts is not None
+    assert merged.before_counts.tolist() == [6, 18, 10, 4]
+    # A rank's classes are half of the whole's: twice its weight.
+    assert near(merged.weighted_scatter, 2 * whole.layers[0].weighted_scatter)  # type: ignore[operator]
+    found, expected = (
+        evaluate(dataclasses.replace(whole, layers=(layer,))).layers[0].readings["nc1_balanced"].value
+        for layer in (merged, whole.layers[0])
+    )
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
 @given(st.lists(st.integers(1, 15), min_size=2, max_size=4), st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
 def test_merged_ranks_equal_one_pass_over_all_samples(counts: list[int], seed: int) -> None:
@@ -309,7 +332,8 @@ def test_merged_ranks_equal_one_pass_over_all_samples(counts: list[int], seed: i
     for found, expected in zip((*merged.layers, merged.head), (*whole.layers, whole.head), strict=True):
         for field in dataclasses.fields(expected):
             value = getattr(expected, field.name)
-            if isinstance(value, np.ndarray) and field.name not in ("bn_gamma", "bn_beta"):
+            # Windows before of other sizes are no one weight a class.
+            if isinstance(value, np.ndarray) and field.name not in ("bn_gamma", "bn_beta", *OF_BEFORE):
                 assert near(getattr(found, field.name), value), field.name
 
 

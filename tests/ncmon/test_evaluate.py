@@ -14,13 +14,14 @@ from ncmon import evaluate as room
 from ncmon.bounds import BOUNDS
 from ncmon.evaluate import evaluate
 from ncmon.metrics import METRICS
+from ncmon.store import schema
 from tests.factories import make_window
 
-QUALITY = {"samples", "classes_present", "rank_used", "resolution_floor", "zero_norm", "nonfinite"}
+QUALITY = {*schema.QUALITY}
 
 
 def test_every_registered_name_appears_and_nothing_else() -> None:
-    window = make_window(layers=3)
+    window = make_window(layers=3, exact=False)
     *others, last = evaluate(window).layers
     registry = (*METRICS, *BOUNDS)
     for layer in (*others, last):
@@ -30,6 +31,22 @@ def test_every_registered_name_appears_and_nothing_else() -> None:
         assert set(layer.pair_arrays) == {e.name for e in expected if e.scope == "pair"}
         assert set(layer.quality) == QUALITY
         assert all(np.isfinite(value) for value in layer.quality.values())
+
+
+def test_quality_says_how_far_means_moved_and_what_that_adds() -> None:
+    """The factory's means move by 0.2 each; inside a streaming window that adds 0.04 / 12 to every variance."""
+    window = make_window(layers=1, per_class=[20, 5, 0, 9], exact=False)
+    (layer,) = window.layers
+    quality = evaluate(window).layers[0].quality
+    assert quality["mean_shift"] == pytest.approx(0.2)
+    assert quality["movement_share"] == pytest.approx(34 * 0.04 / 12 / layer.within_sq.sum())
+    new = dataclasses.replace(layer, before_counts=np.array([20, 0, 0, 9]), shift_sq=np.array([0.01, 0.0, 0.0, 0.07]))
+    assert evaluate(dataclasses.replace(window, layers=(new,))).layers[0].quality["mean_shift"] == pytest.approx(0.2)
+    assert "movement_share" not in evaluate(dataclasses.replace(window, exact=True)).layers[0].quality
+    first = dataclasses.replace(layer, before_counts=None, shift_sq=None)
+    quality = evaluate(dataclasses.replace(window, layers=(first,))).layers[0].quality
+    assert "mean_shift" not in quality
+    assert "movement_share" not in quality
 
 
 def test_layers_keep_their_order_and_facts() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ncmon import ingest
 from ncmon.errors import Rejected
+from ncmon.evaluate import evaluate
 from ncmon.model import CLASSIFIER_INPUT, Window
 from ncmon_client import wire
 from tests.factories import make_window
@@ -85,7 +86,7 @@ def spoil(array: Any, value: float) -> Any:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", LAYER_FLOATS)
 def test_no_layer_array_may_hold_what_is_not_finite(name: str, value: float) -> None:
-    window = valid(scatter=name == "within_scatter")
+    window = valid(scatter=name.endswith("_scatter"))
     array = spoil(getattr(window.layers[-1], name), value)
     error = rejected(lambda: part_of(with_layer(window, **{name: array})))
     assert error.code == "nonfinite"
@@ -120,12 +121,43 @@ def test_minus_zero_is_zero_and_rounding_below_it_is_forgiven() -> None:
     assert np.array_equal(found[2:], array[2:])
 
 
-@pytest.mark.parametrize("name", ["within_sq", "norm_sums", "norm_sq_sums", "span_singular", "span_within"])
+@pytest.mark.parametrize(
+    "name", ["within_sq", "norm_sums", "norm_sq_sums", "span_singular", "span_within", "span_weighted", "shift_sq"]
+)
 def test_a_sum_of_squares_is_not_negative(name: str) -> None:
     window = valid()
     array = getattr(window.layers[-1], name)
     error = rejected(lambda: part_of(with_layer(window, **{name: spoil(array, -array.max())})))
     assert error.code == "negative"
+
+
+def test_rounding_of_large_sums_that_leaves_a_negative_one_is_kept_for_metrics_to_say() -> None:
+    """Collapsed features far from the origin: all variances may come out below zero, which no window is lost for."""
+    window = valid()
+    squares = float(window.layers[-1].norm_sq_sums.sum())
+    found = part_of(with_layer(window, within_sq=np.full(C, -1e-9 * squares))).window
+    assert (found.layers[-1].within_sq < 0).all()
+    readings = evaluate(found).layers[-1].readings
+    for name in ("nc1_trace_ratio", "nc1_balanced", "nc1_cdnv", "snr"):
+        assert readings[name].reason.startswith("below resolution"), name
+
+
+@pytest.mark.parametrize(
+    ("scatter", "lacking", "left"),
+    [
+        (False, "span_singular", "span_within"),
+        (False, "before_counts", "shift_sq"),
+        (False, "shift_sq", "before_counts"),
+        (True, "within_scatter", "weighted_scatter"),
+        (True, "moment_weights", "weighted_scatter"),
+        (False, "moment_weights", "span_weighted"),
+    ],
+)
+def test_arrays_that_belong_together_come_together(scatter: bool, lacking: str, left: str) -> None:
+    error = rejected(lambda: part_of(with_layer(valid(scatter=scatter), **{lacking: None})))
+    assert error.code == "missing"
+    assert left in str(error)
+    assert lacking in str(error)
 
 
 def test_a_scatter_has_no_negative_diagonal() -> None:

@@ -78,3 +78,45 @@ def test_the_panel_is_stored_with_its_window(tmp_path: Path) -> None:
         (window,) = store.run("run").readings()
     assert window.assumptions == evaluation.assumptions
     assert len(window.assumptions) == len(TITLES)
+
+
+def test_logits_that_are_not_those_of_the_rows_are_noticed() -> None:
+    window = make_window(exact=True, bias=True)
+    assert held(window)["linear_head"] is True
+    fact = next(one.fact for one in assumptions(window) if one.name == "linear_head")
+    assert fact.startswith("own logits of class means off by ")
+    sums = window.head.own_logit_sums
+    assert sums is not None
+    # A temperature, or a dropout that this pass took part in.
+    for changed in (0.5 * sums, sums + 0.01 * np.abs(sums) * np.array([1, -1, 1, -1])):
+        assert held(with_head(window, own_logit_sums=changed))["linear_head"] is False
+        moving = dataclasses.replace(with_head(window, own_logit_sums=changed), exact=False)
+        assert held(moving)["linear_head"] is None
+    assert held(with_head(window, own_logit_sums=None))["linear_head"] is None
+    assert held(with_head(window, logits_eps=2.0**-8))["linear_head"] is None
+    assert held(with_head(window, bias=None))["linear_head"] is None
+    assert held(with_head(window, weight=np.ones((4, 3))))["linear_head"] is False
+    assert window.head.label_counts is not None
+    other = with_head(window, label_counts=window.head.label_counts + 1)
+    assert held(other)["linear_head"] is None
+
+
+def test_the_loss_that_was_trained_is_compared_with_the_cross_entropy() -> None:
+    window = make_window(exact=False)
+    head = window.head
+    assert head.loss_sums is not None
+    assert head.label_counts is not None
+    plain = float(head.loss_sums.sum() / head.label_counts.sum())
+    for declared, trained, holds in (
+        (None, plain, True),
+        (True, plain * 1.0004, True),
+        (True, plain + 0.4, False),
+        (None, 0.5 * plain, False),
+        (False, plain, False),
+        (None, None, None),
+        (True, None, True),
+    ):
+        changed = with_head(window, plain_loss=declared, trained_loss=trained)
+        assert held(changed)["plain_loss"] is holds, (declared, trained)
+    fact = next(one.fact for one in assumptions(with_head(window, trained_loss=plain + 1)) if one.name == "plain_loss")
+    assert fact == f"trained {plain + 1:.4g}, cross-entropy {plain:.4g}"

@@ -152,3 +152,47 @@ def test_bounds_for_all_but_a_share_of_the_classes(run: Run, made: Path) -> None
     text = run("bounds", "digits-bn").stdout
     for part in ("ASSUMPTION", "the weights stood still", "weight decay on the classifier"):
         assert part in text
+
+
+ALIASES = sorted({alias for metric in METRICS for alias in metric.aliases})
+PUBLISHED = (
+    *("nc1_pinv", "nc1_svd", "nc1_quot", "nc1_cdnv", "nc2_etf_err", "nc2g_dist", "nc2g_log"),
+    *("nc3_cos", "nc3_dual", "nc3_dual_err", "nc3_self_dual", "nc3u_uni_dual", "nc4_agree"),
+)
+"""Names of rhubarbwu/neural-collapse."""
+
+
+def test_other_names_are_understood_by_every_command(run: Run, tmp_path: Path) -> None:
+    one, two = "digits-bn", "vit-small-wd1e-4"
+    for name in dict.fromkeys([*PUBLISHED, *ALIASES]):
+        known = json.loads(run("metrics", name, "--format", "json").stdout)[0]["name"]
+        by_name, by_alias = (
+            json.loads(run("history", one, "--metric", text, "--format", "json").stdout) for text in (known, name)
+        )
+        assert by_alias == by_name
+        assert len(by_alias) > 1
+    option = [part for name in PUBLISHED for part in ("--metric", name)]
+    for arguments in (("compare", one, two, *option), ("runs", *option), ("runs", "--sort", "nc1_quot")):
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+    assert run("compare", one, two, "--first", "nc1_quot<9").exit_code == 0
+    assert run("runs", "--where", "nc2g_dist<9").exit_code == 0
+    drawn = run("plot", one, "--metric", "nc1_quot", "-o", str(tmp_path / "a.svg"))
+    assert drawn.exit_code == 0, drawn.output
+    exported = run("export", one, "-o", str(tmp_path / "a.csv"), *option)
+    assert exported.exit_code == 0, exported.output
+    text = (tmp_path / "a.csv").read_text()
+    assert "nc1_trace_ratio" in text
+    assert "nc3_centred_cos_mean" in text
+    joined = "SELECT count(*) AS n FROM history JOIN aliases USING (metric) WHERE alias = 'nc1_quot'"
+    assert json.loads(run("query", joined, "--format", "json").stdout)[0]["n"] > 0
+
+
+def test_show_says_how_far_its_numbers_can_be_trusted(run: Run) -> None:
+    text = run("show", "digits-bn").stdout
+    assert "cosines resolved to 1e-07, means moved by 0.2 since the window before" in text
+    assert "of their variance (streaming)" in text
+    (record, *_) = json.loads(run("show", "digits-bn", "--split", "test", "--format", "json").stdout)
+    assert record["mean_shift"] == pytest.approx(0.2)
+    assert record["movement_share"] is None
+    assert record["rank_used"] == 3

@@ -243,3 +243,46 @@ def test_a_window_without_samples_is_all_reasons() -> None:
         "wd_objective",
     }
     assert layer.quality["samples"] == 0
+
+
+def balanced(window: Window) -> tuple[float | None, str]:
+    found = last(window).readings["nc1_balanced"]
+    return found.value, found.reason
+
+
+def test_every_class_counts_once_in_nc1_balanced_or_it_says_why_not() -> None:
+    sizes = [30, 10, 20, 15]
+    raw = make_features(n_classes=4, n_features=6, per_class=sizes, layers=1, collapse=0.5)
+    # Unequal spreads along unequal directions: pooling is another number.
+    rows = raw.last.copy()
+    rows[raw.labels == 0] += np.random.default_rng(0).normal(size=(30, 6)) * [4, 1, 0, 0, 0, 0]
+    window = window_from_features({"classifier-input": rows}, raw.labels, raw.weight)
+    value, _ = balanced(window)
+    pooled = last(window).readings["nc1_pinv"].value
+    assert value is not None
+    assert pooled is not None
+    assert abs(value / pooled - 1) > 0.1
+    layer = window.layers[-1]
+    # Sizes of the window before in proportion: as good as the same ones, at another scale.
+    assert layer.moment_weights is not None
+    assert layer.span_weighted is not None
+    half = change_layer(window, moment_weights=5 * layer.moment_weights, span_weighted=5 * layer.span_weighted)
+    assert balanced(half)[0] == pytest.approx(value, rel=1e-12)
+    streaming = dataclasses.replace(window, exact=False)
+    moved = 1.0 / (layer.class_counts + np.array([1, 0, -1, 0]))
+    assert balanced(change_layer(window, moment_weights=moved))[1].startswith("class sizes differ from those of the")
+    assert balanced(change_layer(streaming, moment_weights=moved))[0] == pytest.approx(value, rel=0.1)
+    assert (
+        "every class counts once from the second window"
+        in (balanced(change_layer(window, before_counts=None, shift_sq=None, span_weighted=None))[1])
+    )
+    assert "differ in size by 2e+02 %" in balanced(change_layer(window, span_weighted=None))[1]
+    new = change_layer(window, moment_weights=layer.moment_weights * [1, 1, 1, 0])
+    assert balanced(new)[0] is None
+
+
+def test_nc1_balanced_is_nc1_pinv_where_classes_are_of_equal_size() -> None:
+    window = make_window(n_classes=5, n_features=7, per_class=8, layers=1, exact=True)
+    plain = change_layer(window, before_counts=None, shift_sq=None, span_weighted=None)
+    found = last(plain).readings
+    assert found["nc1_balanced"].value == pytest.approx(found["nc1_pinv"].value, rel=1e-12)

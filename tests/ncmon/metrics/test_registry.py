@@ -85,8 +85,8 @@ def test_a_bound_names_what_it_bounds_and_its_assumptions() -> None:
 
 
 def test_aliases_lead_to_metrics() -> None:
-    assert resolve("nc3_cos") == "nc3_cos_mean"
-    assert by_name("nc3_cos").name == "nc3_cos_mean"
+    assert resolve("nc3_cos") == "nc3_centred_cos_mean"
+    assert by_name("nc3_cos").name == "nc3_centred_cos_mean"
     assert resolve("intra_cos_min") == "intra_cos_min"
 
 

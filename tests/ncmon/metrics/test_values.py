@@ -76,7 +76,7 @@ def test_all_metrics_equal_their_references(raw: Features, scatter: bool) -> Non
                 assert found is not None, (metric.name, layer.readings[metric.name].reason)
                 # Gaps are differences of losses of the order of 1: the reference has no more digits of them.
                 atol = 1e-9 if "gap" in metric.name else 1e-12
-                np.testing.assert_allclose(found, expected, rtol=2e-8, atol=atol, err_msg=metric.name)
+                np.testing.assert_allclose(found, expected, rtol=1e-9, atol=atol, err_msg=metric.name)
 
 
 @SLOW
