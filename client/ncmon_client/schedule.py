@@ -24,13 +24,13 @@ class Schedule:
     """Decides, step by step, whether the next step is looked at."""
 
     def __init__(self, *, every: int | None, budget: float, rng: random.Random) -> None:
-        self._fixed = every
+        self._fixed = every  # 0: never
         self._budget = budget
         self._rng = rng
         self._seen = 0
         self._place = 0
         self._chosen = 0
-        self._every = every or 1
+        self._every = 1 if every is None else every
         self._step_s: float | None = None
         self._hook_s: float | None = None
         self._idle_s = 0.0
@@ -39,7 +39,7 @@ class Schedule:
 
     @property
     def every(self) -> int:
-        """One step in this many is looked at."""
+        """One step in this many is looked at; 0 when none is."""
         return self._every
 
     @property
@@ -49,6 +49,8 @@ class Schedule:
 
     def look(self) -> bool:
         """Say whether the step that begins now is looked at."""
+        if self._fixed == 0:
+            return False
         if self._seen < WARM_UP_STEPS:
             return True
         return self._place == self._chosen
@@ -65,7 +67,7 @@ class Schedule:
                 self._hook_s = _smooth(self._hook_s, hook_s)
             else:
                 self._idle_s += hook_s
-        if self._place >= self._every:
+        if self._fixed != 0 and self._place >= self._every:
             self._place = 0
             self._every = self._next_every()
             self._chosen = self._rng.randrange(self._every)
