@@ -27,6 +27,7 @@ import ncmon
 from ncmon.cli.children import start_daemon
 from ncmon.errors import NcmonError
 from ncmon.store.edit import Editor
+from ncmon.store.queries import Store
 from ncmon.store.runs import StoredRun
 
 HERE = Path(__file__).resolve().parent
@@ -250,7 +251,7 @@ def _train(
     return failed
 
 
-def _values(store: ncmon.Store, spec: Spec) -> str:
+def _values(store: Store, spec: Spec) -> str:
     """Return the last values of a run that was just stored."""
     run = next(run for run in store.runs(limit=200) if spec_of(run) == spec)
     found = run.readings(split="train")[0].layers["classifier-input"].readings
