@@ -96,7 +96,7 @@ def command(
     write(_table(single, ("run", "decay", "accuracy", "verdict", "violation", "where")))
     write("\n" + lines(["3.1.1 and 3.2.2  more weight decay: a greater margin, no greater effective depth"]))
     if pairs:
-        write(_table(pairs, ("conjecture", "run", "other", "verdict", "violation", "where")))
+        write(_table(pairs, ("conjecture", "run", "decay", "other_decay", "verdict", "violation", "where")))
     else:
         write("no pair of runs differs in weight decay alone and fits the training set perfectly\n")
     unlike = sum(1 for less, more in _candidates(found) if less.rest != more.rest)
@@ -159,7 +159,7 @@ def _depth(facts: Facts) -> dict[str, Any]:
         "where": "",
     }
     if not facts.qualified:
-        return row | {"verdict": "not applicable", "where": "training accuracy is below 1"}
+        return row | {"verdict": "not applicable", "where": "accuracy below 1"}
     if len(facts.margins) < 3:
         return row | {"verdict": "not applicable", "where": "fewer than three layers"}
     found = sharper_with_depth(facts.margins)
@@ -178,16 +178,16 @@ def _pairs(found: list[Facts]) -> list[dict[str, Any]]:
             continue
         base: dict[str, Any] = {
             "run_id": less.run.run_id,
-            "run": f"{less.run.name} ({number(less.decay)})",
+            "run": less.run.name,
             "other_id": more.run.run_id,
-            "other": f"{more.run.name} ({number(more.decay)})",
+            "other": more.run.name,
             "split": less.split,
             "decay": less.decay,
             "other_decay": more.decay,
             "accuracy": less.accuracy,
         }
         error = margin_violation(less.decay, less.margins[-1], more.decay, more.margins[-1])
-        margins = f"margin {number(less.margins[-1])}, then {number(more.margins[-1])}"
+        margins = f"Q {number(less.margins[-1])}, then {number(more.margins[-1])}"
         verdict = "violated" if error > 0 else "consistent"
         rows.append(base | {"conjecture": "3.1.1", "verdict": verdict, "violation": error, "where": margins})
         levels = depth_violations(less.errors, more.errors)
@@ -232,9 +232,13 @@ _KEYS = (
 )
 
 
+_RIGHT = ("decay", "other_decay", "accuracy", "violation")
+_HEADINGS = {"conjecture": "CONJ", "other_decay": "AND", "violation": "BY"}
+
+
 def _table(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
     columns = tuple(
-        Column(key=key, heading=key.upper(), right=key in ("decay", "accuracy", "violation"), clip=28)
+        Column(key=key, heading=_HEADINGS.get(key, key.upper()), right=key in _RIGHT, clip=22, grow=key == "run")
         for key in keys[:-1]
     )
     where = Column(key=keys[-1], heading=keys[-1].upper())
