@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NORM_TITLES = {"affine": "affine BatchNorm", "plain": "BatchNorm without affine", "none": "no BatchNorm"}
-IDEAL = {"color": "#999999", "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1}
+IDEAL: dict[str, Any] = {"color": "#999999", "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1}
 LEFT_OUT = "left out: training accuracy below 1"
 BOUND_LINES = (
     ("intra_cos_min", "cert_plus_intra_min", "sharp_intra", "cert_intra_min", "thm_tight_intra"),
@@ -78,7 +78,7 @@ def figure_33(found: Sequence[Outcome]) -> Figure:
                     values,
                     color=shades(0.12 + 0.88 * place / max(len(runs) - 1, 1)),
                     marker=style.MARKS[place % len(style.MARKS)],
-                    label=f"{one.spec.weight_decay:g}",
+                    label=f"weight decay {one.spec.weight_decay:g}",
                 )
             if name == "inter_cos_max":
                 axis.axhline(0.0, color="#666666", linewidth=0.8, zorder=1)
@@ -88,7 +88,9 @@ def figure_33(found: Sequence[Outcome]) -> Figure:
             axis.set_xticks(range(1, deep, 1 if deep < 10 else 2))
         left = [f"{one.spec.weight_decay:g}" for one in runs if not one.perfect]
         under = f"\nleft out, training accuracy below 1: weight decay {', '.join(left)}" if left else ""
-        figure.suptitle(f"{deep}-layer MLPs with affine BatchNorm, by weight decay{under}", fontsize=10.5)
+        figure.suptitle(
+            f"Neural collapse over the layers of {deep}-layer MLPs with affine BatchNorm{under}", fontsize=10.5
+        )
         style.legend(figure, axes)
     return figure
 
@@ -100,18 +102,20 @@ def figure_bounds(found: Sequence[Outcome]) -> Figure:
     with style.styled():
         figure, axes = style.grid(2, columns=2, width=4.0, height=3.3)
         for axis, (measured, *bounds) in zip(axes, BOUND_LINES, strict=True):
+            _line(axis, runs, lambda one, name=measured: one.values[name], 0, "measured")
             for place, name in enumerate(bounds, 1):
                 kind = name.removesuffix("_min").removesuffix("_max").removesuffix("_intra").removesuffix("_inter")
                 some = [one for one in runs if name in one.values]
                 if some:
                     _line(axis, some, lambda one, name=name: one.values[name], place, BOUND_TITLES[kind], dashed=True)
-            _line(axis, runs, lambda one, name=measured: one.values[name], 0, "measured")
             _ideal(axis, measured, found)
             _over_decay(axis, runs)
             _foot(axis, [sorted({one.spec.weight_decay for one in runs if not one.perfect})])
         axes[0].set_title("least intra-class cosine: guaranteed from below")
         axes[1].set_title("greatest inter-class cosine: guaranteed from above")
-        figure.suptitle(f"{shallow}-layer MLPs with affine BatchNorm: measured and guaranteed", fontsize=10.5)
+        own = any(name in one.values for one in runs for name in ("thm_intra", "thm_tight_intra"))
+        silent = "" if own else "; Theorem 2.3.1 itself (T) says nothing here"
+        figure.suptitle(f"{shallow}-layer MLPs with affine BatchNorm: measured and guaranteed{silent}", fontsize=10.5)
         style.legend(figure, axes)
     return figure
 
@@ -198,18 +202,15 @@ def _line(
 def _ideal(axis: Axes, name: str, found: Sequence[Outcome]) -> None:
     """Say where perfect collapse lies."""
     classes = next(one.spec.n_classes for one in found if one.spec.data == "normal")
-    axis.axhline(-1.0 / (classes - 1) if name == "inter_cos_max" else 1.0, label="perfect collapse", **_ideal_style())
-
-
-def _ideal_style() -> dict[str, Any]:
-    return dict(IDEAL)
+    axis.axhline(-1.0 / (classes - 1) if name == "inter_cos_max" else 1.0, label="perfect collapse", **IDEAL)
 
 
 def _over_decay(axis: Axes, runs: Sequence[Outcome]) -> None:
     """Space the decades of weight decay evenly, each decay named."""
     decays = sorted({one.spec.weight_decay for one in runs})
     axis.set_xscale("log")
-    axis.set_xticks(decays, [f"{decay:g}" for decay in decays], rotation=45)
+    labels = [f"{decay:g}" for decay in decays]
+    axis.set_xticks(decays, labels, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_xticks([], minor=True)
     axis.set_xlabel("weight decay")
 
@@ -226,6 +227,8 @@ def _foot(axis: Axes, missing: Sequence[Sequence[float]]) -> None:
             "x",
             color=style.COLOURS[place % len(style.COLOURS)],
             markersize=5,
-            label=LEFT_OUT,
         )
+    if rows:
+        # The legend's own cross: of no line's colour, since it stands for all.
+        axis.plot([], [], "x", color="#444444", markersize=5, label=LEFT_OUT)
     axis.set_ylim(low - height * (len(rows) + 1) if rows else low, high)

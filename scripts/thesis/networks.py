@@ -6,10 +6,8 @@ leaves the last one are the features that enter the classifier (thesis, section 
 
 from __future__ import annotations
 
+from plan import NORMS
 from torch import nn
-
-NORMS = ("affine", "plain", "none")
-"""BatchNorm with a learned scale and shift, BatchNorm without them, no normalisation."""
 
 
 def mlp(n_layers: int, *, n_inputs: int, width: int, n_classes: int, norm: str) -> nn.Sequential:

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from networks import NORMS
-
 DECAYS_31 = (1e-4, 3e-4, 5e-4, 1e-3, 3e-3, 7e-3, 1e-2)
 DECAYS_33 = (1e-4, 3e-4, 5e-4, 1e-3, 3e-3, 5e-3, 1e-2)
 SHALLOW, DEEP = 6, 15
+NORMS = ("affine", "plain", "none")
+"""BatchNorm with a learned scale and shift, BatchNorm without them, no normalisation."""
 EXPERIMENTS = ("3.1", "3.3", "cones", "digits")
 HEADLINE = (5e-4, 1e-3, 3e-3)
 """Weight decays of the points that several seeds repeat; of the shallow networks on conic data they repeat all."""
@@ -48,8 +48,11 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """What the run is called."""
-        return f"{self.data}-{self.n_layers}-{self.norm}-wd{self.weight_decay:g}-s{self.seed}"
+        """What the run is called: short, so that listings have room for it; affine and seed 0 go without saying."""
+        digits, exponent = f"{self.weight_decay:e}".split("e")
+        decay = f"{float(digits):g}e{int(exponent)}" if self.weight_decay else "0"
+        norm = "" if self.norm == "affine" else f"-{self.norm}"
+        return f"{self.data}{self.n_layers}{norm}-{decay}" + (f"-s{self.seed}" if self.seed else "")
 
     @property
     def measured(self) -> tuple[int, ...]:
@@ -78,7 +81,7 @@ class Scale:
     n_samples: int = 10_000
     epochs: int = 300
     cone_samples: int = 2_000
-    digits_epochs: int = 100
+    digits_epochs: int = 200
     n_shallow: int = SHALLOW
     n_deep: int = DEEP
     seeds: int = 3
@@ -91,7 +94,7 @@ QUICK = Scale(
     n_samples=1_000,
     cone_samples=1_000,
     epochs=200,
-    digits_epochs=60,
+    digits_epochs=120,
     seeds=1,
     decays_31=(5e-4, 3e-3, 1e-2),
     decays_33=(5e-4, 3e-3, 1e-2),
@@ -100,12 +103,12 @@ QUICK = Scale(
 
 
 def plan(scale: Scale, experiments: Sequence[str] = EXPERIMENTS) -> list[Spec]:
-    """Return all runs, each once: the first seed of every experiment, cheap ones early, then what repeats it.
+    """Return all runs, each once: the first seed of every experiment, then what repeats it.
 
     Later seeds repeat the headline points, and every point of the shallow networks on conic data: the conjectures are
     about pairs of them. Digits are one real data set, once.
     """
-    chosen = [one for one in ("cones", "digits", "3.3", "3.1") if one in experiments]
+    chosen = [one for one in ("3.1", "3.3", "cones", "digits") if one in experiments]
     found = dict.fromkeys(spec for one in chosen for spec in _experiment(scale, one, 0))
     for one in sorted(set(chosen) - {"digits"}, key=("cones", "3.1", "3.3").index):
         for seed in range(1, scale.seeds):

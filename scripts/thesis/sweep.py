@@ -140,7 +140,7 @@ class Display:
         self._done += 1
         self._spent += spec.cost
         width = len(str(self._total))
-        self.say(f"{self._done:>{width}}/{self._total}  {spec.name:<34} {text}")
+        self.say(f"{self._done:>{width}}/{self._total}  {spec.name:<22} {text}")
 
     def draw(self, workers: Sequence[Worker]) -> None:
         """Show what the workers do, a few times a second."""
@@ -151,7 +151,7 @@ class Display:
         lines = [self._head(workers)]
         for worker in workers:
             if worker.spec is not None:
-                lines.append(f"  {worker.spec.name:<34} {_moment(worker.progress)}")
+                lines.append(f"  {worker.spec.name:<22} {_moment(worker.progress)}")
         self._out.write("".join(line[:width] + "\n" for line in lines))
         self._out.flush()
         self._drawn, self._drawn_at = len(lines), time.monotonic()

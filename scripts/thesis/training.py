@@ -86,7 +86,7 @@ def train(spec: Spec, *, endpoint: str | None, report: Callable[..., None] = lam
                 loss = criterion(logits, labels)
                 loss.backward()
                 optimizer.step()
-                total += float(loss) * len(batch)
+                total += loss.item() * len(batch)
                 hits += int((logits.detach().argmax(1) == labels).sum())
             scheduler.step()
             if total != total:

@@ -6,4 +6,4 @@ import sys
 from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "thesis"
-sys.path.insert(0, str(SCRIPTS))
+sys.path.append(str(SCRIPTS))

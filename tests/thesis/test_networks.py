@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from networks import NORMS, features, mlp  # isort: skip
+from networks import features, mlp  # isort: skip
+from plan import NORMS  # isort: skip
 
 
 @pytest.mark.parametrize("norm", NORMS)
