@@ -21,6 +21,8 @@ COLLAPSED = 0.9
 """Least intra-class cosine from which collapse is called significant, if the classes point apart (inter below 0)."""
 WAVE = 0.01
 """Falls of a cosine up to this are not counted against `it grows`: seeds differ by more."""
+MUCH = 0.1
+"""Intra-class cosine that has to be lacking on average where collapse is called much weaker."""
 HELP = 0.05
 """Growth of the margin from the least to the greatest weight decay that would count as help."""
 
@@ -99,7 +101,7 @@ def weaker_without_affine(found: Sequence[Outcome]) -> Claim:
     margins = [one.margin - other.margin for one, other in pairs]
     if not pairs:
         verdict = "open"
-    elif min(gaps) > 0 and max(gaps) >= 0.1:
+    elif min(gaps) > 0 and mean(gaps) >= MUCH:
         verdict = "reproduced"
     else:
         verdict = "differs" if mean(gaps) > 0 else "not reproduced"

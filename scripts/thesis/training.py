@@ -27,7 +27,7 @@ import torch
 from networks import features, mlp
 from plan import Spec
 from problems import Problem, conic, digits, labelled
-from torch import nn
+from torch import Tensor, nn
 
 import ncmon_client
 
@@ -45,6 +45,16 @@ def problem(data: str, n_samples: int, n_inputs: int, n_classes: int, n_planes: 
     if data == "digits":
         return digits()
     raise ValueError(f"expected data among normal, cones and digits, got {data!r}")
+
+
+def batches(order: Tensor, size: int) -> list[Tensor]:
+    """Return the batches of an epoch; a rest of less than half a batch is left out, if it is not all there is.
+
+    Of a handful of samples BatchNorm's statistics are noise, which would train the network, and be a tenth of the
+    running statistics that it is measured with right afterwards.
+    """
+    parts = list(torch.split(order, size))
+    return parts[:-1] if len(parts) > 1 and 2 * len(parts[-1]) < size else parts
 
 
 def train(spec: Spec, *, endpoint: str | None, report: Callable[..., None] = lambda **progress: None) -> nn.Sequential:
@@ -77,9 +87,8 @@ def train(spec: Spec, *, endpoint: str | None, report: Callable[..., None] = lam
     ) as monitor:
         for epoch in range(spec.epochs):
             network.train()
-            total, hits = 0.0, 0
-            order = torch.randperm(len(samples.y))
-            for batch in torch.split(order, spec.batch):
+            total, hits, seen = 0.0, 0, 0
+            for batch in batches(torch.randperm(len(samples.y)), spec.batch):
                 labels = samples.y[batch]
                 optimizer.zero_grad()
                 logits = network(samples.x[batch])
@@ -87,6 +96,7 @@ def train(spec: Spec, *, endpoint: str | None, report: Callable[..., None] = lam
                 loss.backward()
                 optimizer.step()
                 total += loss.item() * len(batch)
+                seen += len(batch)
                 hits += int((logits.detach().argmax(1) == labels).sum())
             scheduler.step()
             if total != total:
@@ -94,7 +104,7 @@ def train(spec: Spec, *, endpoint: str | None, report: Callable[..., None] = lam
             monitor.epoch(epoch)
             if epoch in measured:
                 monitor.measure(loader, split="train", exact_ncc=True)
-            report(epoch=epoch, epochs=spec.epochs, loss=total / len(order), accuracy=hits / len(order))
+            report(epoch=epoch, epochs=spec.epochs, loss=total / seen, accuracy=hits / seen)
         refused = monitor.status().refused
     status = monitor.status()
     if endpoint is not None and (refused or status.acknowledged < status.accepted):

@@ -91,6 +91,9 @@ def test_growth_with_decay() -> None:
 
 def test_weaker_without_affine() -> None:
     assert weaker_without_affine(sweep(affine=[0.6, 0.9], plain=[0.5, 0.6], none=[])).verdict == "reproduced"
+    slightly = weaker_without_affine(sweep(affine=[0.6, 0.9], plain=[0.5, 0.85], none=[]))
+    assert slightly.verdict == "differs"
+    assert "0.001: 0.050" in slightly.numbers
     assert weaker_without_affine(sweep(affine=[0.4, 0.9], plain=[0.5, 0.6], none=[])).verdict == "differs"
     assert weaker_without_affine(sweep(affine=[0.4, 0.5], plain=[0.5, 0.6], none=[])).verdict == "not reproduced"
     assert weaker_without_affine(sweep(affine=[0.4], plain=[], none=[])).verdict == "open"

@@ -8,6 +8,7 @@ from torch import nn
 
 from networks import features, mlp  # isort: skip
 from plan import NORMS  # isort: skip
+from training import batches  # isort: skip
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -39,3 +40,13 @@ def test_the_last_watched_features_enter_the_classifier(norm: str) -> None:
 def test_an_unknown_norm_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a norm among affine, plain, none, got 'batch'"):
         mlp(3, n_inputs=5, width=7, n_classes=3, norm="batch")
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "sizes"),
+    [(10_000, [128] * 78), (2_000, [128] * 15 + [80]), (1_797, [128] * 14), (256, [128] * 2), (60, [60])],
+)
+def test_a_handful_of_samples_is_no_batch(n_samples: int, sizes: list[int]) -> None:
+    parts = batches(torch.arange(n_samples), 128)
+    assert [len(part) for part in parts] == sizes
+    assert torch.equal(torch.cat(parts), torch.arange(sum(sizes)))
