@@ -59,12 +59,7 @@ def sweep(
                 means = np.array([_mean(y[x == centre]) for centre in centres])
                 axis.plot(centres, means, color=colour, linewidth=1.0, alpha=0.7)
                 drawn.append(y)
-                for bound in (bound for bound in BOUNDS if bound.of == name):
-                    limits = np.array([_last(run, bound.name, at, split) for _, run in placed])
-                    if np.isfinite(limits).any():
-                        axis.plot(
-                            x, limits, "_", color=colour, markersize=10, label=f"{bound.name}, {style.text(split)}"
-                        )
+                _bounds(axis, placed, name, at, split, None if len(shown) == 1 else colour)
             if series.is_log(name, drawn, scale):
                 style.logarithmic(axis)
             ideal = series.target(name, runs[0].run.n_classes)
@@ -76,6 +71,28 @@ def sweep(
         figure.suptitle(f"{len(placed)} runs: last window of {style.text(at)}", fontsize=10)
         style.legend(figure, axes)
     return figure
+
+
+def _bounds(
+    axis: Axes, placed: Sequence[tuple[float, StoredRun]], name: str, layer: str, split: str, colour: str | None
+) -> None:
+    """Draw what the bounds of a metric say: each a mark of its own, and a colour of its own where splits need none."""
+    x = np.array([number for number, _ in placed])
+    for place, bound in enumerate((bound for bound in BOUNDS if bound.of == name), 1):
+        limits = np.array([_last(run, bound.name, layer, split) for _, run in placed])
+        if not np.isfinite(limits).any():
+            continue
+        centres = np.unique(x)
+        axis.plot(
+            centres,
+            [_mean(limits[x == centre]) for centre in centres],
+            color=colour or style.COLOURS[place % len(style.COLOURS)],
+            marker=style.MARKS[place % len(style.MARKS)],
+            markersize=3.0,
+            linestyle=style.DASHES[1 + place % (len(style.DASHES) - 1)],
+            linewidth=0.9,
+            label=bound.name if colour is None else f"{bound.name}, {style.text(split)}",
+        )
 
 
 def _last(run: StoredRun, name: str, layer: str, split: str) -> float:

@@ -108,6 +108,20 @@ def test_a_matrix_of_classes_is_the_stored_one(store: Store) -> None:
         layers.classes(run, epoch=999)
 
 
+@pytest.mark.parametrize("splits", [["test"], ["train", "test"]])
+def test_the_bounds_of_a_sweep_can_be_told_apart(store: Store, splits: list[str]) -> None:
+    figure = sweep.sweep(list(store.runs()), "epochs", ["intra_cos_min"], splits=splits)
+    (axis,) = figure.axes
+    drawn = [line for line in axis.get_lines() if "_min" in str(line.get_label()) or "sharp" in str(line.get_label())]
+    assert len(drawn) >= 2 * len(splits)
+    looks = {(line.get_color(), line.get_marker()) for line in drawn}
+    assert len(looks) == len(drawn)
+    # Without colour too, within a split.
+    for split in splits:
+        own = [line for line in drawn if len(splits) == 1 or str(line.get_label()).endswith(f", {split}")]
+        assert len({line.get_marker() for line in own}) == len(own) >= 2
+
+
 def test_a_sweep_has_a_point_a_run(store: Store) -> None:
     runs = list(store.runs())
     figure = sweep.sweep(runs, "epochs", ["nc1_pinv"], splits=["test"])
