@@ -29,7 +29,7 @@ from ncmon_client import wire
 from ncmon_client.batches import frozen, split, supervised
 from ncmon_client.capture import Batch, Capture, elsewhere
 from ncmon_client.losses import Losses
-from ncmon_client.options import check, pooled, run_info, with_classes
+from ncmon_client.options import check, period, pooled, run_info, with_classes
 from ncmon_client.outbox import Outbox
 from ncmon_client.rows import Reference
 from ncmon_client.schedule import Schedule
@@ -439,7 +439,7 @@ def watch(
     num_classes: int | None = None,
     class_names: Iterable[str] | None = None,
     window_steps: int = 200,
-    every: int | Literal["auto"] = "auto",
+    every: int | Literal["auto", "never"] = "auto",
     overhead: float = 0.01,
     pool: str = "auto",
     spool: str = "auto",
@@ -458,7 +458,8 @@ def watch(
         optional pooling suffix `:cls`, `:mean` or `:tokens`. The classifier's input is always watched.
     num_classes, class_names : known from the first batch and from nowhere, respectively, if left out.
     window_steps : training steps after which a window closes by itself.
-    every : look at one step in this many; `"auto"` keeps the cost below the share `overhead` of the training's time.
+    every : look at one step in this many; `"auto"` keeps the cost below the share `overhead` of the training's time,
+        `"never"` looks at no step: then only `measure` makes windows.
     pool : `"auto"`, or the pooling suffix of all layers that name none.
     spool : what goes to a file on this machine's disk, to outlive this process. `"auto"`: windows that the daemon did
         not acknowledge within a second, and what is left at the end; `"always"`: every window at once, the loop waits
@@ -503,7 +504,7 @@ def watch(
         optimizer=optimizer,
         run=info,
         capture=capture,
-        schedule=Schedule(every=None if every == "auto" else every, budget=overhead, rng=random.Random(os.urandom(8))),
+        schedule=Schedule(every=period(every), budget=overhead, rng=random.Random(os.urandom(8))),
         window_steps=window_steps,
         endpoint=endpoint or wire.default_endpoint(),
         spool=spool,

@@ -53,8 +53,8 @@ def check(
             f"criterion: expected nn.CrossEntropyLoss, got {type(criterion).__name__}; leave it out and call"
             " monitor.observe(logits, labels) once a batch"
         )
-    if every != "auto" and (not isinstance(every, int) or every < 1):
-        raise ConfigError(f"every: expected 'auto' or a number of steps from 1, got {every!r}")
+    if every not in ("auto", "never") and (not isinstance(every, int) or every < 1):
+        raise ConfigError(f"every: expected 'auto', 'never' or a number of steps from 1, got {every!r}")
     if not 0 < overhead < 1:
         raise ConfigError(f"overhead: expected a share of the training's time between 0 and 1, got {overhead!r}")
     if window_steps < 1:
@@ -65,6 +65,11 @@ def check(
         raise ConfigError(f"pool: expected {', '.join(POOLS[:-1])} or {POOLS[-1]}, got {pool!r}")
     if num_classes is not None and class_names and len(class_names) != num_classes:
         raise ConfigError(f"class_names: expected {num_classes} names, one a class, got {len(class_names)}")
+
+
+def period(every: int | str) -> int | None:
+    """Return what the schedule is told: 0 for never, None for what fits the budget."""
+    return {"auto": None, "never": 0}[every] if isinstance(every, str) else every
 
 
 def pooled(layers: str | Iterable[str], pool: str) -> str | list[str]:

@@ -31,14 +31,14 @@ class Schedule:
     """Decides, step by step, whether the next step is looked at."""
 
     def __init__(self, *, every: int | None, budget: float, rng: random.Random) -> None:
-        self._fixed = every
+        self._fixed = every  # 0: never
         self._budget = budget
         self._rng = rng
         self._place = 0
         self._chosen = 0
         self._looked = False
         """In the present block."""
-        self._every = every or 1
+        self._every = 1 if every is None else every
         self._steps = 0
         self._waited = 0
         self._step_s: float | None = None
@@ -50,7 +50,7 @@ class Schedule:
 
     @property
     def every(self) -> int:
-        """One step in this many is looked at."""
+        """One step in this many is looked at; 0 when none is."""
         return self._every
 
     @property
@@ -60,6 +60,8 @@ class Schedule:
 
     def look(self) -> bool:
         """Say whether the step that begins now is looked at."""
+        if self._fixed == 0:
+            return False
         if self._fixed is not None or self._steps == 0:
             return self._place == self._chosen
         # A look that was not paid for at its place comes later, and the block ends with it.
@@ -81,7 +83,7 @@ class Schedule:
             # The first look pays for allocations and finds out what there is; it says nothing about the others.
             self._hook_s = _smooth(self._hook_s, hook_s)
         self._looked = self._looked or looked
-        if self._place >= self._every and (self._looked or self._fixed is not None):
+        if self._fixed != 0 and self._place >= self._every and (self._looked or self._fixed is not None):
             self._place, self._looked = 0, False
             self._every = self._next_every()
             self._chosen = self._rng.randrange(self._every)

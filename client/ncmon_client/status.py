@@ -24,7 +24,7 @@ class Status:
     sampled_steps: int
     """Of those, the ones whose features were looked at."""
     every: int
-    """At present one step in this many is looked at."""
+    """At present one step in this many is looked at; 0 when none is."""
     overhead: float | None
     """Measured share of the training's time that the hook takes; None before the second step."""
     last_error: str

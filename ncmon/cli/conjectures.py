@@ -1,8 +1,13 @@
-"""`ncmon conjectures`: the thesis' three conjectures on stored runs, with slack; a check, never a guarantee."""
+"""`ncmon conjectures`: the thesis' three conjectures on stored runs, with slack; a check, never a guarantee.
+
+A sweep holds runs of many kinds. The conjectures about weight decay are about two runs that are alike in all else, so
+only runs whose configurations say nothing else differently are paired; `--across` names keys that may differ.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +39,8 @@ class Facts:
     """One a layer that has one, from the input."""
     errors: tuple[float, ...]
     """1 - accuracy of the nearest class mean, likewise."""
+    rest: Mapping[str, Any]
+    """What the configuration says beside the decay, and beside what may differ."""
 
     @property
     def qualified(self) -> bool:
@@ -44,27 +51,42 @@ class Facts:
 @click.command(
     "conjectures",
     epilog=examples(
-        "ncmon conjectures latest", "ncmon conjectures wd1e-4 wd5e-4 wd5e-3", "ncmon conjectures --all --key config.wd"
+        "ncmon conjectures latest",
+        "ncmon conjectures wd1e-4 wd5e-4 wd5e-3",
+        "ncmon conjectures --all --key config.wd",
+        "ncmon conjectures --all --across seed",
     ),
     help=(
         "Check the thesis' conjectures: 3.2.1 (sharper with depth) in every run; 3.1.1 and 3.2.2 (weight decay) on"
-        " every pair of runs that differ in weight decay and fit the training set perfectly. A check, not a guarantee."
+        " every pair of runs that differ in weight decay alone and fit the training set perfectly. A check, not a"
+        " guarantee."
         f"\n\n{RUN_HELP}"
     ),
 )
 @click.argument("runs", nargs=-1, metavar="[RUN]...", shell_complete=complete_run)
 @click.option("--all", "every", is_flag=True, help="All runs of the database.")
 @click.option("--key", metavar="KEY", default="config.weight_decay", show_default=True, help="Where the decay is said.")
+@click.option(
+    "--across", multiple=True, metavar="KEY", help="Pair runs although this key of their configurations differs, too."
+)
 @click.option("--split", shell_complete=complete_split, metavar="S", help="By default train-exact, or train.")
 @database_option
 @format_option
-def command(runs: tuple[str, ...], every: bool, key: str, split: str | None, database: Path | None, form: str) -> None:
+def command(
+    runs: tuple[str, ...],
+    every: bool,
+    key: str,
+    across: tuple[str, ...],
+    split: str | None,
+    database: Path | None,
+    form: str,
+) -> None:
     """Check the conjectures on stored runs."""
     if bool(runs) == every:
         raise UsageError("expected the runs to look at, or --all")
     with open_store(database) as store:
         chosen = list(store.runs()) if every else [store.run(name) for name in dict.fromkeys(runs)]
-        found = [_facts(run, key, split) for run in chosen]
+        found = [_facts(run, key, across, split) for run in chosen]
     single = [_depth(facts) for facts in found]
     pairs = _pairs(found)
     if form != "table":
@@ -74,12 +96,19 @@ def command(runs: tuple[str, ...], every: bool, key: str, split: str | None, dat
     write(_table(single, ("run", "decay", "accuracy", "verdict", "violation", "where")))
     write("\n" + lines(["3.1.1 and 3.2.2  more weight decay: a greater margin, no greater effective depth"]))
     if pairs:
-        write(_table(pairs, ("conjecture", "run", "other", "verdict", "violation", "where")))
+        write(_table(pairs, ("conjecture", "run", "decay", "other_decay", "verdict", "violation", "where")))
     else:
-        write("no pair of runs differs in weight decay and fits the training set perfectly\n")
+        write("no pair of runs differs in weight decay alone and fits the training set perfectly\n")
+    unlike = sum(1 for less, more in _candidates(found) if less.rest != more.rest)
+    if unlike:
+        write(f"{unlike} pairs differ in more than {key}: not compared; --across KEY takes them all the same\n")
+    if len(single) > 1:
+        write("\n" + lines(_sums([*single, *pairs])))
 
 
-def _facts(run: StoredRun, key: str, split: str | None) -> Facts:
+def _facts(run: StoredRun, key: str, across: tuple[str, ...], split: str | None) -> Facts:
+    from ncmon.store.selection import flat_config
+
     splits = run.splits
     if split is not None:
         check_split(run, split)
@@ -93,7 +122,9 @@ def _facts(run: StoredRun, key: str, split: str | None) -> Facts:
         if (margin := _value(layer.readings, "cos_margin")) is not None
         and (hits := _value(layer.readings, "ncc_acc")) is not None
     ]
-    decay = run.config.get(key.removeprefix("config."))
+    said = flat_config(run.config)
+    decay = said.get(key.removeprefix("config."))
+    free = {name.removeprefix("config.") for name in (key, *across)}
     last = dict(layers).get("classifier-input")
     return Facts(
         run=run,
@@ -103,6 +134,7 @@ def _facts(run: StoredRun, key: str, split: str | None) -> Facts:
         layers=tuple(name for name, _, _ in kept),
         margins=tuple(margin for _, margin, _ in kept),
         errors=tuple(1.0 - hits for _, _, hits in kept),
+        rest={name: value for name, value in said.items() if name not in free},
     )
 
 
@@ -127,7 +159,7 @@ def _depth(facts: Facts) -> dict[str, Any]:
         "where": "",
     }
     if not facts.qualified:
-        return row | {"verdict": "not applicable", "where": "training accuracy is below 1"}
+        return row | {"verdict": "not applicable", "where": "accuracy below 1"}
     if len(facts.margins) < 3:
         return row | {"verdict": "not applicable", "where": "fewer than three layers"}
     found = sharper_with_depth(facts.margins)
@@ -140,23 +172,22 @@ def _depth(facts: Facts) -> dict[str, Any]:
 def _pairs(found: list[Facts]) -> list[dict[str, Any]]:
     from ncmon.bounds.conjectures import DEPTH_LEVELS, depth_violations, margin_violation
 
-    usable = [one for one in found if one.qualified and one.decay is not None and one.decay > 0 and one.margins]
     rows: list[dict[str, Any]] = []
-    for less, more in itertools.combinations(sorted(usable, key=lambda one: one.decay or 0.0), 2):
-        if less.decay is None or more.decay is None or less.decay == more.decay:
+    for less, more in _candidates(found):
+        if less.decay is None or more.decay is None or less.rest != more.rest:
             continue
         base: dict[str, Any] = {
             "run_id": less.run.run_id,
-            "run": f"{less.run.name} ({number(less.decay)})",
+            "run": less.run.name,
             "other_id": more.run.run_id,
-            "other": f"{more.run.name} ({number(more.decay)})",
+            "other": more.run.name,
             "split": less.split,
             "decay": less.decay,
             "other_decay": more.decay,
             "accuracy": less.accuracy,
         }
         error = margin_violation(less.decay, less.margins[-1], more.decay, more.margins[-1])
-        margins = f"margin {number(less.margins[-1])}, then {number(more.margins[-1])}"
+        margins = f"Q {number(less.margins[-1])}, then {number(more.margins[-1])}"
         verdict = "violated" if error > 0 else "consistent"
         rows.append(base | {"conjecture": "3.1.1", "verdict": verdict, "violation": error, "where": margins})
         levels = depth_violations(less.errors, more.errors)
@@ -173,15 +204,41 @@ def _pairs(found: list[Facts]) -> list[dict[str, Any]]:
     return rows
 
 
+def _candidates(found: list[Facts]) -> list[tuple[Facts, Facts]]:
+    """Return the pairs that fit the training set and differ in weight decay, and perhaps in more; less decay first."""
+    usable = [one for one in found if one.qualified and one.decay is not None and one.decay > 0 and one.margins]
+    ordered = sorted(usable, key=lambda one: one.decay or 0.0)
+    return [pair for pair in itertools.combinations(ordered, 2) if pair[0].decay != pair[1].decay]
+
+
+def _sums(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a line a conjecture: of how many it holds, and what would save it."""
+    told = []
+    for conjecture, things in (("3.2.1", "runs"), ("3.1.1", "pairs"), ("3.2.2", "pairs")):
+        asked = [row for row in rows if row["conjecture"] == conjecture and row["verdict"] != "not applicable"]
+        if not asked:
+            continue
+        good = sum(row["verdict"] == "consistent" for row in asked)
+        worst = max(row["violation"] for row in asked)
+        # 3.2.2 has no slack in it: a level of eps is violated or it is not.
+        least = "" if worst == 0 or conjecture == "3.2.2" else f"; e = {number(worst)} would save all"
+        told.append(f"{conjecture}  consistent in {good} of {len(asked)} {things}{least}")
+    return told
+
+
 _KEYS = (
     *("conjecture", "run_id", "run", "other_id", "other", "split", "decay", "other_decay", "accuracy"),
     *("verdict", "violation", "where"),
 )
 
 
+_RIGHT = ("decay", "other_decay", "accuracy", "violation")
+_HEADINGS = {"conjecture": "CONJ", "other_decay": "AND", "violation": "BY"}
+
+
 def _table(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
     columns = tuple(
-        Column(key=key, heading=key.upper(), right=key in ("decay", "accuracy", "violation"), clip=28)
+        Column(key=key, heading=_HEADINGS.get(key, key.upper()), right=key in _RIGHT, clip=22, grow=key == "run")
         for key in keys[:-1]
     )
     where = Column(key=keys[-1], heading=keys[-1].upper())

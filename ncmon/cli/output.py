@@ -40,6 +40,8 @@ class Column:
     """How text shows a value; by default numbers short, times untouched."""
     clip: int = 0
     """Longest width in text, 0 for any. The last column is wrapped instead, where the line would be too long."""
+    grow: bool = False
+    """Whether it may be wider than `clip` where the line has room; then what is too long loses its middle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,13 @@ def table(listing: Listing, *, head: bool = True) -> str:
     cells = [[_cell(column, row[place]) for place, column in zip(places, columns, strict=True)] for row in listing.rows]
     titles = [column.heading for column in columns]
     widths = [max(map(len, lane)) for lane in zip(titles, *cells, strict=True)]
+    for place, column in enumerate(columns):
+        if column.grow:
+            # What the other columns leave, and not less than `clip`.
+            left = line_width() - sum(widths) + widths[place] - 2 * (len(columns) - 1)
+            for row in cells:
+                row[place] = middle(row[place], max(column.clip, left))
+            widths[place] = max(len(column.heading), *(len(row[place]) for row in cells))
     room = max(line_width() - sum(widths[:-1]) - 2 * (len(columns) - 1), 20)
     lines = []
     for cell_row in [titles, *cells] if head else cells:
@@ -179,7 +188,13 @@ def _cell(column: Column, value: Any) -> str:
     else:
         text = str(value)
     text = clean(text)
-    return text[: column.clip - 1] + "…" if column.clip and len(text) > column.clip else text
+    return text[: column.clip - 1] + "…" if column.clip and not column.grow and len(text) > column.clip else text
+
+
+def middle(text: str, most: int) -> str:
+    """Return a text that fits, what is too much cut out of its middle: runs of a sweep differ at the ends of names."""
+    head = (most - 1) // 2
+    return text if len(text) <= most else text[:head] + "…" + text[len(text) - (most - 1 - head) :]
 
 
 def lines(parts: Iterable[str]) -> str:

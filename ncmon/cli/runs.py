@@ -149,7 +149,7 @@ def listing(
     short = {run_id: _short(run_id, ids) for run_id in ids}
     columns = (
         Column(key="run_id", heading="RUN", show=lambda run_id: short[run_id], clip=14),
-        Column(key="name", heading="NAME", clip=14),
+        Column(key="name", heading="NAME", clip=14, grow=True),
         Column(key="status", heading="STATUS"),
         Column(key="split"),
         Column(key="exact"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ncmon.bounds import BOUNDS
 from ncmon.errors import NotFound, near
 from ncmon.model import FloatArray
 from ncmon.plot import series, style
@@ -58,6 +59,9 @@ def sweep(
                 means = np.array([_mean(y[x == centre]) for centre in centres])
                 axis.plot(centres, means, color=colour, linewidth=1.0, alpha=0.7)
                 drawn.append(y)
+                if len(shown) == 1:
+                    _bounds(axis, placed, name, at, split)
+                    continue
                 limits = np.array([_last_bound(run, name, at, split) for _, run in placed])
                 if np.isfinite(limits).any():
                     axis.plot(x, limits, "_", color=colour, markersize=10, markeredgewidth=1.6)
@@ -75,6 +79,26 @@ def sweep(
         figure.suptitle(f"{len(placed)} runs: last window of {style.text(at)}", fontsize=10)
         style.legend(figure, axes)
     return figure
+
+
+def _bounds(axis: Axes, placed: Sequence[tuple[float, StoredRun]], name: str, layer: str, split: str) -> None:
+    """Draw what the bounds of a metric say, each in a mark and a colour of its own: there is one split."""
+    x = np.array([number for number, _ in placed])
+    for place, bound in enumerate((bound for bound in BOUNDS if bound.of == name), 1):
+        limits = np.array([_last(run, bound.name, layer, split) for _, run in placed])
+        if not np.isfinite(limits).any():
+            continue
+        centres = np.unique(x)
+        axis.plot(
+            centres,
+            [_mean(limits[x == centre]) for centre in centres],
+            color=style.COLOURS[place % len(style.COLOURS)],
+            marker=style.MARKS[place % len(style.MARKS)],
+            markersize=3.0,
+            linestyle=style.DASHES[1 + place % (len(style.DASHES) - 1)],
+            linewidth=0.9,
+            label=bound.name,
+        )
 
 
 def _last(run: StoredRun, name: str, layer: str, split: str) -> float:

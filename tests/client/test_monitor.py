@@ -51,6 +51,25 @@ def train(model: nn.Module, data: Callable[..., tuple[Tensor, Tensor]], *, watch
     return [*model.state_dict().values(), *left, torch.tensor(random.random())]
 
 
+def test_never_sends_what_was_measured_and_nothing_else() -> None:
+    model, criterion = mlp(), nn.CrossEntropyLoss()
+    monitor, recorder = recorded(model, criterion, every="never", window_steps=2)
+    x, y = batch(48)
+    for epoch in range(4):
+        for _ in range(3):
+            criterion(model(x), y).backward()
+        monitor.epoch(epoch)
+        if epoch % 2:
+            monitor.measure([(x, y)], split="train")
+    monitor.close()
+    assert [(meta.split, meta.exact, meta.epoch) for meta, _ in recorder.windows()] == [
+        ("train", True, 1),
+        ("train", True, 3),
+    ]
+    assert (monitor.status().steps, monitor.status().sampled_steps) == (12, 0)
+    assert monitor.status().last_error == ""
+
+
 @pytest.mark.parametrize(("make", "data"), [(mlp, batch), (cnn, images)], ids=["mlp", "cnn"])
 def test_weights_and_random_state_are_bitwise_those_of_an_unwatched_run(make: Any, data: Any) -> None:
     with_ncmon, without = train(make(), data, watched=True), train(make(), data, watched=False)

@@ -96,3 +96,10 @@ def test_a_hopeless_ratio_still_looks_now_and_then() -> None:
     schedule = Schedule(every=None, budget=1e-9, rng=random.Random(0))
     run(schedule, 3 * MAX_WAIT, step_s=1e-3, hook_s=1.0)
     assert schedule.every == MAX_EVERY
+
+
+def test_never_means_not_even_the_first_step() -> None:
+    schedule = Schedule(every=0, budget=0.01, rng=random.Random(0))
+    assert not any(run(schedule, 100, step_s=1.0, hook_s=1.0))
+    assert schedule.every == 0
+    assert schedule.overhead == 0.0

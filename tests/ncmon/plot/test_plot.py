@@ -109,6 +109,27 @@ def test_a_matrix_of_classes_is_the_stored_one(store: Store) -> None:
         layers.classes(run, epoch=999)
 
 
+def test_the_bounds_of_a_sweep_can_be_told_apart(store: Store) -> None:
+    (axis,) = sweep.sweep(list(store.runs()), "epochs", ["intra_cos_min"], splits=["test"]).axes
+    drawn = [line for line in axis.get_lines() if "_min" in str(line.get_label()) or "sharp" in str(line.get_label())]
+    assert len(drawn) >= 2
+    # Without colour too.
+    assert len({line.get_marker() for line in drawn}) == len(drawn)
+
+
+def test_a_sweep_of_several_splits_shows_the_tightest_bound_of_each(store: Store) -> None:
+    runs = sorted(store.runs(), key=lambda run: run.config["epochs"])
+    (axis,) = sweep.sweep(runs, "epochs", ["intra_cos_min"], splits=["train", "test"]).axes
+    drawn = [np.asarray(line.get_ydata()) for line in axis.get_lines()]
+    for split in ("train", "test"):
+        limits = [
+            series.tightest(run, "intra_cos_min", layer="classifier-input", split=split, by_step=True).y[-1]
+            for run in runs
+        ]
+        assert any(np.array_equal(np.sort(one), np.sort(limits)) for one in drawn)
+    assert "its tightest bound" in lines(axis)
+
+
 def test_a_sweep_has_a_point_a_run(store: Store) -> None:
     runs = list(store.runs())
     figure = sweep.sweep(runs, "epochs", ["nc1_pinv"], splits=["test"])
