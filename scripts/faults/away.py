@@ -48,24 +48,25 @@ torch.set_num_threads(1)
 logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
 torch.manual_seed(3)
 x, y = blobs()
-model = nn.Sequential(nn.Sequential(nn.Linear(12, 512), nn.ReLU()), nn.Sequential(nn.Linear(512, 512), nn.ReLU()),
-                      nn.Linear(512, 4))
+model = nn.Sequential(nn.Sequential(nn.Linear(12, 1024), nn.ReLU()),
+                      nn.Sequential(nn.Linear(1024, 1024), nn.ReLU()), nn.Linear(1024, 4))
 criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 monitor = None
 if endpoint != "-":
     import ncmon_client
-    monitor = ncmon_client.watch(model, criterion=criterion, optimizer=optimizer, run="away", endpoint=endpoint)
+    monitor = ncmon_client.watch(model, criterion=criterion, optimizer=optimizer, run="away", endpoint=endpoint,
+                                 window_steps=20)
 done = 0
 def train(seconds):
     global done
     begin, cpu, first = time.perf_counter(), time.thread_time(), done
     while time.perf_counter() - begin < seconds:
-        for batch in torch.randperm(len(x)).split(32):
+        for batch in torch.randperm(len(x)).split(128):
             optimizer.zero_grad(); criterion(model(x[batch]), y[batch]).backward(); optimizer.step()
         done += 1
-        if monitor is not None and done % 25 == 0:
-            monitor.epoch(done // 25)
+        if monitor is not None and done % 10 == 0:
+            monitor.epoch(done)
     return {"wall_ms": 1e3 * (time.perf_counter() - begin) / (done - first),
             "cpu_ms": 1e3 * (time.thread_time() - cpu) / (done - first)}
 def status():

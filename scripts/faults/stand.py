@@ -137,6 +137,23 @@ def wait_for(condition: Callable[[], bool], what: str, *, deadline_s: float = 60
         time.sleep(0.02)
 
 
+def resident_bytes(pid: int) -> int:
+    """Return the memory that a process has now."""
+    return _memory(pid, "VmRSS")
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most memory that a process ever had."""
+    return _memory(pid, "VmHWM")
+
+
+def _memory(pid: int, name: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) << 10
+    raise SystemExit(f"/proc/{pid}/status has no {name}")
+
+
 def report(**figures: Any) -> None:
     """Print one JSON line."""
     print(json.dumps(figures), flush=True)

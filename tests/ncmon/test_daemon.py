@@ -24,12 +24,14 @@ import pytest
 import zmq
 
 import ncmon
+from ncmon.breaker import Breaker
 from ncmon.config import view_endpoint
-from ncmon.daemon import PAUSE_MAX_S, Daemon, resident_bytes
+from ncmon.daemon import BATCH_MESSAGES, PAUSE_MAX_S, Daemon
 from ncmon.disk import Space
 from ncmon.errors import Rejected, StoreError
 from ncmon.evaluate import evaluate
 from ncmon.model import Evaluation, Rejection, Run, Window
+from ncmon.process import resident_bytes
 from ncmon.store.writer import Stored
 from ncmon.transport import Delivery, Heard, status
 from ncmon_client import wire
@@ -45,7 +47,7 @@ class FakeTransport:
     """Deliveries from a list, answers into one."""
 
     endpoints = ("ipc:///x/s",)
-    connected = 1
+    connected = 0
     gate = None
 
     def __init__(self) -> None:
@@ -120,7 +122,7 @@ def shallow(window: Window) -> Evaluation:
 
 
 class Rig:
-    def __init__(self, *, compute: Callable[[Window], Evaluation] = shallow) -> None:
+    def __init__(self, *, compute: Callable[[Window], Evaluation] = shallow, breaker: Breaker | None = None) -> None:
         self.transport = FakeTransport()
         self.writer = FakeWriter()
         self.daemon = Daemon(
@@ -128,6 +130,7 @@ class Rig:
             transport=self.transport,  # type: ignore[arg-type]
             database=Path("/x/t.db"),
             compute=compute,
+            breaker=breaker or Breaker(resident=lambda: 0),
             monotonic=lambda: self.transport.now,
             wall=lambda: 1000.0 + self.transport.now,
         )
@@ -254,13 +257,14 @@ def test_a_crash_of_the_clockwork_is_survived(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(rig.daemon._collector, "tick", broken)
     assert rig.say(gap(0)) == []
     monkeypatch.undo()
-    for _ in range(3):
+    for _ in range(10):
         rig.say()
     assert rig.say(gap(0)) == [wire.Ack(next=1)]
 
 
 def test_the_answer_to_status_is_what_was_agreed() -> None:
     rig = Rig()
+    rig.transport.connected = 1
     rig.say(gap(0), gap(0))
     found = rig.daemon.status()
     assert (found["version"], found["protocol"], found["pid"]) == (ncmon.__version__, 1, os.getpid())
@@ -304,15 +308,38 @@ def test_counters_add_up_whatever_came() -> None:
     assert counters["accepted"] == counters["stored"] + counters["rejected"] + counters["waiting"]
 
 
-def test_memory_that_no_honest_traffic_explains_closes_the_clients_socket_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rig = Rig()
-    monkeypatch.setattr("ncmon.daemon.resident_bytes", lambda: 10**12)
+def test_memory_that_no_honest_traffic_explains_closes_the_clients_socket_once() -> None:
+    rig = Rig(breaker=Breaker(resident=lambda: 10**12, give_back=lambda: None))
     for _ in range(40):
         rig.daemon.turn()
     assert rig.transport.rebound == 1
     assert resident_bytes() > 10**6
+
+
+def test_a_batch_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    messages = [window(seq) for seq in range(9)]
+    monkeypatch.setattr("ncmon.daemon.BATCH_BYTES", sum(map(len, messages[0])) * 5)
+    rig.say(*messages)
+    assert len(rig.writer.records) == 5
+    assert rig.writer.commits == 1
+    rig.say()
+    assert len(rig.writer.records) == 9
+
+
+def test_who_waits_because_the_daemon_is_behind_is_told_so_and_does_not_hang_up() -> None:
+    rig = Rig()
+    rig.transport.connected = 1
+    rig.say(*(gap(seq) for seq in range(BATCH_MESSAGES + 1)))
+    rig.transport.now += 1.0
+    rig.writer.failing = 1
+    # The second batch fails: until the next attempt nobody's messages are read.
+    assert wire.Ack(next=BATCH_MESSAGES) in rig.say()
+    for _ in range(10):
+        rig.say()
+    assert rig.say(gap(BATCH_MESSAGES)) == [wire.Ack(next=BATCH_MESSAGES + 1)]
+    rig.transport.now += 2.0
+    assert rig.say() == [], "who waits for nothing is left in peace"
 
 
 # -- as a process -----------------------------------------------------------------------------------------------------
@@ -609,8 +636,8 @@ def speak_zmtp(path: Path) -> socket.socket:
 
 @pytest.mark.sockets
 def test_a_message_without_an_end_is_cut_off_and_the_daemon_goes_on(site: Site) -> None:
-    """No limit of the library counts parts before the last one has come; with 60 MB here in the place of 1 GB."""
-    script = "import ncmon.daemon as d; d.MEMORY_LIMIT_BYTES = 60 << 20; d.CREDIT_BYTES = 0; d.REBIND_EVERY_S = 0.0; "
+    """No limit of the library counts parts before the last one has come; with 200 MB here in the place of 400."""
+    script = "import ncmon.daemon as d; b = d.Breaker; d.Breaker = lambda: b(200 << 20); "
     with open(site.path / "log", "ab") as log:
         arguments = [sys.executable, "-c", script + LAUNCH, str(site.database), site.endpoint]
         daemon = subprocess.Popen(arguments, stdout=log, stderr=log)
@@ -624,7 +651,7 @@ def test_a_message_without_an_end_is_cut_off_and_the_daemon_goes_on(site: Site) 
             sent += len(part)
             time.sleep(0.0005)
     assert sent > 60 << 20
-    assert "memory grew by" in site.log()
+    assert "MB of memory are in use" in site.log()
     sender, outbox = site.sender()
     offer(sender, outbox, range(3))
     assert sender.close(20.0)
