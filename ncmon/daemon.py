@@ -33,7 +33,7 @@ from ncmon.evaluate import evaluate
 from ncmon.gate import Proof
 from ncmon.keyring import Keyring
 from ncmon.model import Evaluation, Gap, Rejection, RunEnd, StreamSeq, Window
-from ncmon.process import StopSignal
+from ncmon.process import StopSignal, openers
 from ncmon.reception import Complaints, Reception
 from ncmon.store.writer import Stored, Writer
 from ncmon.sweep import Sweep
@@ -52,7 +52,10 @@ BATCH_BYTES = 32 * 1024**2
 """A batch also ends behind the message that reaches this: it is in memory several times while it is worked on."""
 FREED_S = 0.2
 """The library closes in the background."""
-TRIM_EVERY_S = 60.0
+TRIM_ABOVE, TRIM_BELOW, TRIM_S = 0.97, 0.95, 0.25
+"""Of `--max-bytes`: what makes it drop something, and down to where; and how long it may take at a time."""
+JOURNAL_LIMIT_BYTES = 1024**3
+"""Sixteen times what SQLite is told to keep. Somebody reads for so long that it cannot be folded back."""
 
 log = logging.getLogger("ncmon.daemon")
 
@@ -94,7 +97,6 @@ class Daemon:
         self._space = space
         self._next_look = monotonic()
         self._max_bytes = max_bytes
-        self._next_trim = monotonic() + TRIM_EVERY_S
         self._trouble = ""
         """Why nothing is stored at present; empty while the store works."""
         self._batch: list[Stored] = []
@@ -233,6 +235,22 @@ class Daemon:
                     f"{self._database.parent} has {found.free >> 20} MB left of {found.total >> 20}: free some, "
                     f"{found.floor >> 20} MB are left to others"
                 )
+            self._check_journal()
+
+    def _check_journal(self) -> None:
+        # While somebody reads from it a write-ahead log only grows, and every read takes longer.
+        if self._writer.journal_bytes <= JOURNAL_LIMIT_BYTES // 2:
+            return
+        self._writer.fold_journal()
+        size = self._writer.journal_bytes
+        if size > JOURNAL_LIMIT_BYTES // 2:
+            text = (
+                f"the journal of {self._database} has {size >> 20} MB, because somebody reads for too long "
+                f"({openers(self._database) or 'unknown'}): close it"
+            )
+            if size > JOURNAL_LIMIT_BYTES:
+                raise StoreError(text)
+            self._complaints.say("journal", f"{text}; from {JOURNAL_LIMIT_BYTES >> 20} MB on nothing is stored")
 
     def _pause(self) -> None:
         """Forget what is not committed; after a while every stream is asked for it again."""
@@ -315,8 +333,7 @@ class Daemon:
         self._connected_runs = self._reception.connected_runs(self._transport.connected)
         self._reception.remind(behind=self._behind or self._paused_until is not None)
         self._guard("the list of keys", self._watch_keys)
-        if self._max_bytes is not None and now >= self._next_trim and not self._trouble:
-            self._next_trim = now + TRIM_EVERY_S
+        if self._max_bytes is not None and not self._trouble:
             self._guard("the size of the store", self._trim, self._max_bytes)
 
     def _watch_memory(self) -> None:
@@ -330,9 +347,18 @@ class Daemon:
         self._breaker.cut()
 
     def _trim(self, max_bytes: int) -> None:
-        dropped = self._writer.trim(max_bytes)
-        if dropped:
-            log.info("arrays of %d old windows were dropped, to stay below %d MB", dropped, max_bytes >> 20)
+        end, arrays, windows = self._monotonic() + TRIM_S, 0, 0
+        if self._writer.nbytes <= TRIM_ABOVE * max_bytes:
+            return
+        while dropped := self._writer.trim(int(TRIM_BELOW * max_bytes)):
+            arrays, windows = arrays + dropped.arrays, windows + dropped.windows
+            if self._monotonic() >= end:
+                break
+        if arrays or windows:
+            what = f"arrays of {arrays} old windows" if arrays else f"{windows} windows of the longest histories"
+            self._complaints.say("trim", f"{what} were dropped, to stay below {max_bytes >> 20} MB")
+        elif self._writer.nbytes > max_bytes:
+            self._complaints.say("trim", f"{self._database} cannot be kept below {max_bytes >> 20} MB: ncmon prune")
 
     def _watch_keys(self) -> None:
         """Follow the list of keys; whose key is no longer on it is cut off, and everybody else comes back at once."""

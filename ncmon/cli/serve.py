@@ -34,7 +34,8 @@ from ncmon.errors import ListenError, UsageError
     "--max-bytes",
     metavar="SIZE",
     callback=lambda _context, _option, text: size(text),
-    help="Keep the database below this, like 500M or 20G, by dropping arrays of old windows. Scalars always stay.",
+    help="Keep the database below this, like 500M or 20G, by dropping arrays of old windows first, then every second "
+    "window of the longest histories.",
 )
 def command(
     database: Path | None, listen: tuple[str, ...], headless: bool, metrics: str | None, max_bytes: int | None

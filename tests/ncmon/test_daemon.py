@@ -89,6 +89,8 @@ class FakeTransport:
 class FakeWriter:
     """A store that fails when it is told to."""
 
+    journal_bytes = 0
+
     def __init__(self) -> None:
         self.records: list[Stored] = []
         self.next: dict[bytes, int] = {}
@@ -292,6 +294,29 @@ def test_on_a_disk_that_is_nearly_full_nothing_is_stored_or_acknowledged_until_t
     assert found["trouble"] == ""
     # What was received, forgotten and received again counts once.
     assert (found["counters"]["accepted"], found["counters"]["stored"]) == (2, 2)
+
+
+def test_a_journal_that_only_grows_is_said_and_in_the_end_nothing_is_acknowledged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig()
+    folded: list[int] = []
+    rig.writer.fold_journal = lambda: folded.append(1)  # type: ignore[attr-defined]
+    for size, answer, says in (
+        (400 << 20, [wire.Ack(next=1)], ""),
+        (600 << 20, [wire.Ack(next=2)], "somebody reads for too long"),
+        (1100 << 20, [], "nothing is acknowledged until"),
+    ):
+        caplog.clear()
+        rig.writer.journal_bytes = size
+        rig.transport.now += 2.0
+        assert rig.say(gap(len(rig.writer.records))) == answer
+        assert (says in caplog.text) if says else not caplog.text
+    assert len(folded) == 2
+    rig.writer.journal_bytes = 0
+    for _ in range(5):
+        rig.say()
+    assert rig.say(gap(2)) == [wire.Ack(next=3)]
 
 
 def test_counters_add_up_whatever_came() -> None:
