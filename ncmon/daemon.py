@@ -26,6 +26,7 @@ import ncmon
 from ncmon import config, disk, packing, prometheus, security
 from ncmon.alerts import Limits
 from ncmon.bell import Bell
+from ncmon.breaker import Breaker
 from ncmon.collector import Collector
 from ncmon.desk import Desk
 from ncmon.errors import ListenError, StoreError
@@ -35,8 +36,8 @@ from ncmon.intake import Intake
 from ncmon.keyring import Keyring
 from ncmon.lookout import Lookout
 from ncmon.model import Evaluation, Window
-from ncmon.process import StopSignal, resident_bytes
-from ncmon.reception import CREDIT_BYTES, Complaints, Reception
+from ncmon.process import StopSignal
+from ncmon.reception import Complaints, Reception
 from ncmon.store.writer import Writer
 from ncmon.sweep import Sweep
 from ncmon.transport import Delivery, Transport
@@ -47,11 +48,13 @@ BATCH_S = 0.020
 LULL_S = 0.002
 """A batch also ends when nothing has come for this long: the library refills its queues in less."""
 IDLE_S = 1.0
-"""Longest wait; also how often waiting streams are reminded, and memory is looked at."""
-MEMORY_LIMIT_BYTES = 1024**3
-"""Growth of resident memory, beyond what connected clients may have in flight, that cannot be honest traffic."""
-REBIND_EVERY_S = 30.0
-TRIM_EVERY_S = 60.0
+"""Longest wait; also how often waiting streams are reminded."""
+BATCH_BYTES = 32 * 1024**2
+"""A batch also ends behind the message that reaches this: it is in memory several times while it is worked on."""
+FREED_S = 0.2
+"""The library closes in the background."""
+TRIM_ABOVE, TRIM_BELOW, TRIM_S = 0.97, 0.95, 0.25
+"""Of `--max-bytes`: what makes it drop something, and down to where; and how long it may take at a time."""
 
 log = logging.getLogger("ncmon.daemon")
 
@@ -71,6 +74,7 @@ class Daemon:
         space: Callable[[Path], disk.Space | None] = disk.space,
         max_bytes: int | None = None,
         lookout: Lookout | None = None,
+        breaker: Breaker | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -102,11 +106,11 @@ class Daemon:
         self._desk = Desk(database)
         self._lookout = lookout
         self._max_bytes = max_bytes
-        self._next_trim = monotonic() + TRIM_EVERY_S
         self._started = wall()
         self._next_care = monotonic() + IDLE_S
-        self._memory_base = resident_bytes()
-        self._rebound_at = monotonic()
+        self._breaker = breaker if breaker is not None else Breaker()
+        self._behind = False
+        """Whether the last batch ended before there was nothing more to receive."""
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -116,6 +120,8 @@ class Daemon:
         if self._intake.resume():
             self._send_answers()
         until = [self._next_care]
+        if self._transport.connected:
+            until.append(self._breaker.next_look)
         if self._intake.paused_until is not None:
             until.append(self._intake.paused_until)
         elif (deadline := self._collector.next_deadline()) is not None:
@@ -127,23 +133,27 @@ class Daemon:
             self._receive_batch()
         if self._intake.paused_until is None:
             self._store()
+        self._watch_memory()
         if self._monotonic() >= self._next_care:
             self._care()
         self._send_answers()
 
     def _receive_batch(self) -> None:
-        end = self._monotonic() + BATCH_S
+        end, left = self._monotonic() + BATCH_S, BATCH_BYTES
+        self._reception.crowd, self._behind = self._transport.connected, True
         for _ in range(BATCH_MESSAGES):
             delivery = self._transport.receive()
             if delivery is None:
                 if not self._transport.wait(LULL_S).clients:
+                    self._behind = False
                     return
                 continue
             if not self._guard("a message", self._take, delivery):
                 # It may have been taken halfway; what is not committed is asked for again.
                 self._intake.pause()
                 return
-            if self._monotonic() >= end:
+            left -= sum(map(len, delivery.frames))
+            if left <= 0 or self._monotonic() >= end:
                 return
 
     def _take(self, delivery: Delivery) -> None:
@@ -246,28 +256,36 @@ class Daemon:
         self._next_care = now + IDLE_S
         self.counters = self.status()["counters"]
         self._connected_runs = self._reception.connected_runs(self._transport.connected)
-        self._reception.remind()
+        self._reception.remind(behind=self._behind or self._intake.paused_until is not None)
         self._guard("the list of keys", self._watch_keys)
         if self._lookout is not None:
             self._guard("alerts", self._lookout.tick)
-        if self._max_bytes is not None and now >= self._next_trim and not self._intake.trouble:
-            self._next_trim = now + TRIM_EVERY_S
+        if self._max_bytes is not None and not self._intake.trouble:
             self._guard("the size of the store", self._trim, self._max_bytes)
-        # The parts of a message without an end are counted by no limit of the library (measured: 306 MB from 14).
-        limit = MEMORY_LIMIT_BYTES + 2 * CREDIT_BYTES * self._transport.connected
-        grown = resident_bytes() - self._memory_base
-        if grown > limit and now >= self._rebound_at + REBIND_EVERY_S:
-            log.error("memory grew by %d MB: every client is asked for a new session", grown >> 20)
-            with security.private_files():
-                self._transport.rebind()
-            self._rebound_at = now
-            # What the allocator does not give back is not held against those who come next.
-            self._memory_base = resident_bytes()
+
+    def _watch_memory(self) -> None:
+        held = self._breaker.trips(self._monotonic())
+        if not held:
+            return
+        log.error("%d MB of memory are in use: every client is asked for a new session", held >> 20)
+        with security.private_files():
+            self._transport.rebind()
+        time.sleep(FREED_S)
+        self._breaker.cut()
 
     def _trim(self, max_bytes: int) -> None:
-        dropped = self._writer.trim(max_bytes)
-        if dropped:
-            log.info("arrays of %d old windows were dropped, to stay below %d MB", dropped, max_bytes >> 20)
+        end, arrays, windows = self._monotonic() + TRIM_S, 0, 0
+        if self._writer.nbytes <= TRIM_ABOVE * max_bytes:
+            return
+        while dropped := self._writer.trim(int(TRIM_BELOW * max_bytes)):
+            arrays, windows = arrays + dropped.arrays, windows + dropped.windows
+            if self._monotonic() >= end:
+                break
+        if arrays or windows:
+            what = f"arrays of {arrays} old windows" if arrays else f"{windows} windows of the longest histories"
+            self._complaints.say("trim", f"{what} were dropped, to stay below {max_bytes >> 20} MB")
+        elif self._writer.nbytes > max_bytes:
+            self._complaints.say("trim", f"{self._database} cannot be kept below {max_bytes >> 20} MB: ncmon prune")
 
     def _watch_keys(self) -> None:
         """Follow the list of keys; whose key is no longer on it is cut off, and everybody else comes back at once."""

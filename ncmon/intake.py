@@ -17,6 +17,7 @@ from ncmon import disk, ingest
 from ncmon.collector import Collector, Ready
 from ncmon.errors import Rejected, StoreError
 from ncmon.model import Evaluation, Gap, Rejection, RunEnd, StreamSeq, Window
+from ncmon.process import openers
 from ncmon.reception import Complaints, Reception
 from ncmon.store.writer import Stored, Writer
 
@@ -24,6 +25,8 @@ PAUSE_MIN_S, PAUSE_MAX_S = 0.25, 2.0
 """Between attempts to commit. Below the clients' ack timeout, so that they need no new session."""
 LOOK_EVERY_S = 1.0
 """How often the free space is looked at."""
+JOURNAL_LIMIT_BYTES = 1024**3
+"""Sixteen times what SQLite is told to keep. Somebody reads for so long that it cannot be folded back."""
 
 log = logging.getLogger("ncmon.daemon")
 
@@ -145,6 +148,22 @@ class Intake:
                     f"{self._database.parent} has {found.free >> 20} MB left of {found.total >> 20}: free some, "
                     f"{found.floor >> 20} MB are left to others"
                 )
+            self._check_journal()
+
+    def _check_journal(self) -> None:
+        # While somebody reads from it a write-ahead log only grows, and every read takes longer.
+        if self._writer.journal_bytes <= JOURNAL_LIMIT_BYTES // 2:
+            return
+        self._writer.fold_journal()
+        size = self._writer.journal_bytes
+        if size > JOURNAL_LIMIT_BYTES // 2:
+            text = (
+                f"the journal of {self._database} has {size >> 20} MB, because somebody reads for too long "
+                f"({openers(self._database) or 'unknown'}): close it"
+            )
+            if size > JOURNAL_LIMIT_BYTES:
+                raise StoreError(text)
+            self._complaints.say("journal", f"{text}; from {JOURNAL_LIMIT_BYTES >> 20} MB on nothing is stored")
 
     def pause(self) -> None:
         """Forget what is not committed; after a while every stream is asked for it again."""

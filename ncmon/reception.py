@@ -35,6 +35,8 @@ from ncmon_client.wire import WireError
 
 CREDIT_MESSAGES = 64
 CREDIT_BYTES = 32 * 1024 * 1024
+CROWD_BYTES = 64 * 1024 * 1024
+"""Of all clients together. One message of each may always be on its way, whatever its size."""
 MAX_STREAMS = 4096
 MAX_REFUSAL_CHARS = 1000
 COMPLAIN_EVERY_S = 1.0
@@ -116,6 +118,8 @@ class Reception:
         self.counters = Counters()
         self.answers: list[tuple[bytes, list[bytes]]] = []
         """`(peer, frames)` to be sent, taken away by the caller."""
+        self.crowd = 1
+        """How many clients are connected, as the caller knows: they share what may be in flight."""
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
@@ -181,9 +185,16 @@ class Reception:
                 stream.expected = stream.nacked = stream.committed
                 self._answer(stream.peer, stream_id, wire.Nack(next=stream.committed))
 
-    def remind(self) -> None:
-        """Tell the streams that wait for other ranks that they are not forgotten; their clients would hang up."""
-        self._acknowledge(self._collector.held_streams())
+    def remind(self, *, behind: bool = False) -> None:
+        """Tell the streams that wait for other ranks that they are not forgotten; their clients would hang up.
+
+        Where the daemon is `behind` everybody who is connected is told: whose messages wait in the sockets is not known
+        here, and who begins a new session sends them all again.
+        """
+        waiting = self._collector.held_streams()
+        if behind and self.crowd:
+            waiting |= frozenset(list(self._streams)[-self.crowd :])
+        self._acknowledge(waiting)
 
     # -- sessions -----------------------------------------------------------------------------------------------------
 
@@ -243,7 +254,7 @@ class Reception:
             version=wire.PROTOCOL,
             next=committed,
             credit_messages=CREDIT_MESSAGES,
-            credit_bytes=CREDIT_BYTES,
+            credit_bytes=min(CREDIT_BYTES, CROWD_BYTES // max(1, self.crowd)),
             max_frame_bytes=wire.MAX_FRAME_BYTES,
         )
         self._answer(peer, stream_id, welcome)

@@ -26,6 +26,8 @@ from ncmon_client.outbox import Outbox
 
 FIRST_CONTACT_S = 0.5
 """How long `close` waits for a daemon that was never reached: a connection on one node takes milliseconds."""
+QUIET_S = 0.8
+"""How long `close` waits without an acknowledgement where the spool keeps what is left."""
 CRASH_WAIT_S = 1.0
 SETTLE_S = 2.0
 """How long a window of level `always` holds up training where the disk does not answer."""
@@ -126,8 +128,9 @@ class Sender:
     def close(self, timeout_s: float) -> bool:
         """End the thread after what is held was delivered, or after `timeout_s`; return whether all was delivered.
 
-        Returns at once when no daemon was ever reached and none answers now. What could not be delivered is on disk
-        then, unless the level is `memory`. Calling it again does nothing.
+        Returns at once when no daemon was ever reached and none answers now, and soon when nothing is acknowledged any
+        more. What could not be delivered is on disk then, unless the level is `memory`: at that level a daemon that was
+        there once is waited for to the end. Calling it again does nothing.
         """
         if os.getpid() != self._pid:
             return False
@@ -208,6 +211,7 @@ class Sender:
 
     def _talk(self, talk: session.Session, line: Line, keeper: Keeper) -> None:
         closing_since: float | None = None
+        progress, progress_at = -1, 0.0
         attempts_before = 0
         crashed = False
         tried = -1
@@ -217,9 +221,13 @@ class Sender:
                 if closing_since is None:
                     closing_since, attempts_before = now, talk.attempts
                     talk.hurry(now)
+                counts = self._outbox.counts()
+                if counts.acknowledged != progress:
+                    progress, progress_at = counts.acknowledged, now
                 never = not talk.reached or talk.refused
                 hopeless = never and (talk.attempts > attempts_before or now >= closing_since + FIRST_CONTACT_S)
-                if self._outbox.counts().held == 0 or now >= self._close_by or hopeless:
+                quiet = self._level != "memory" and now >= progress_at + QUIET_S
+                if counts.held == 0 or now >= self._close_by or hopeless or quiet:
                     return
             try:
                 more = keeper.turn(now, talk.stream, online=talk.phase is session.Phase.OPEN)

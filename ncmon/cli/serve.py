@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     "--max-bytes",
     metavar="SIZE",
     callback=lambda _context, _option, text: size(text),
-    help="Keep the database below this, like 500M or 20G, by dropping arrays of old windows. Scalars always stay.",
+    help="Keep the database below this, like 500M or 20G, by dropping arrays of old windows first, then every second "
+    "window of the longest histories.",
 )
 @click.option(
     "--on-alert",

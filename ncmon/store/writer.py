@@ -15,7 +15,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,8 +39,9 @@ from ncmon.model import (
     Window,
 )
 from ncmon.store import alerts, arrays, schema
-from ncmon.store.connection import describe
+from ncmon.store.connection import BUSY_S, describe
 from ncmon.store.migrate import REGISTRY, connect_writer
+from ncmon.store.trim import Trimmed, Trimmer, file_bytes, vacuum
 
 RECENT_WINDOWS = 10
 """Windows of a run, split and kind whose arrays are kept whatever their epoch."""
@@ -48,7 +49,7 @@ KEPT_EPOCHS = 10
 """The last window of every epoch divisible by this keeps its arrays for good."""
 MAX_HIDDEN_ARRAY_BYTES = 1024 * 1024
 """Larger arrays are kept for the classifier's input only: (C, C) of every layer is 8 MB each at a thousand classes."""
-TRIM_SLICE = 256
+VACUUM_PAGES = 4096
 MAX_REJECTED = 10_000
 """The newest are kept: a broken client must not fill the disk."""
 
@@ -71,6 +72,7 @@ class Writer:
         self._class_names = [entry.name for entry in schema.class_entries(REGISTRY)]
         self._insert_reading = _insert("reading", (*schema.READING_FIXED, *self._reading_names))
         self._insert_class = _insert("class_reading", (*schema.CLASS_FIXED, *self._class_names))
+        self._trimmer = Trimmer(connection)
         self._data_version = -1
         self._runs: dict[str, int] = {}
         self._layers: dict[tuple[int, str], tuple[int, tuple[object, ...]]] = {}
@@ -203,34 +205,33 @@ class Writer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the file that are in use."""
-        pages, free, size = (
-            int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        return (pages - free) * size
+        """Size of the file, once its journal is folded back."""
+        return file_bytes(self._connection)
 
-    def trim(self, max_bytes: int) -> int:
-        """Drop arrays, the oldest windows first, until the file needs at most `max_bytes`; return of how many windows.
-
-        Scalars stay whatever the limit is. A slice at a time, so that trainings are not kept waiting.
-        """
-        dropped = 0
+    def trim(self, max_bytes: int) -> Trimmed:
+        """Make the file smaller where it is larger than `max_bytes`, by a slice; `trim` says what goes."""
+        with self._transaction():
+            dropped = self._trimmer.slice(max_bytes)
+            if dropped.windows:
+                self._connection.execute("UPDATE meta SET revision = revision + 1")
         if self.nbytes > max_bytes:
-            with self._transaction():
-                old = self._connection.execute(
-                    "SELECT window_key FROM window WHERE arrays > 0 ORDER BY window_key LIMIT ?", (TRIM_SLICE,)
-                ).fetchall()
-                for (window_key,) in old:
-                    if self.nbytes <= max_bytes:
-                        break
-                    self._connection.execute("DELETE FROM array WHERE window_key = ?", (window_key,))
-                    self._connection.execute("UPDATE window SET arrays = 0 WHERE window_key = ?", (window_key,))
-                    dropped += 1
-        if dropped:
-            # Given back to the file system, not only to the file.
-            self._connection.execute("PRAGMA incremental_vacuum(4096)").fetchall()
+            vacuum(self._connection, VACUUM_PAGES)
         return dropped
+
+    @property
+    def journal_bytes(self) -> int:
+        """Size of the write-ahead log."""
+        try:
+            return self.path.with_name(self.path.name + "-wal").stat().st_size
+        except OSError:
+            return 0
+
+    def fold_journal(self) -> None:
+        """Fold the write-ahead log back and cut it off, unless somebody reads from it; waits for nobody."""
+        with suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA busy_timeout = 0")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1e3)}")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""A client for the fault scripts: client.py ENDPOINT RUN FIRST WINDOWS LEVEL
+"""A client for the fault scripts: client.py ENDPOINT RUN FIRST WINDOWS LEVEL [FEATURES]
 
 Offers one small window after another, waits where the outbox is full, and says each step that is safe by its level on a
 line of its own. At the end it closes and prints what became of everything.
@@ -31,7 +31,8 @@ def main() -> None:
         log=logging.getLogger("client"),
         level=level,  # type: ignore[arg-type]
     )
-    made = dataclasses.replace(make_window(layers=1, n_features=6, per_class=4), run_id=run_id)
+    n_features = int(sys.argv[6]) if len(sys.argv) > 6 else 6
+    made = dataclasses.replace(make_window(layers=1, n_features=n_features, per_class=4), run_id=run_id)
     slowest = 0.0
     for step in range(int(first), int(first) + int(windows)):
         meta, blob = to_wire(dataclasses.replace(made, step=step))

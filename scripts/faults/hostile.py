@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 import zmq
-from stand import Stand, report, stand
+from stand import Stand, report, resident_bytes, stand
 
 from ncmon_client import wire
 from ncmon_client.outbox import Outbox
@@ -132,11 +132,6 @@ def crowd(site: Stand, rng: random.Random, stop: threading.Event) -> int:
     return sent
 
 
-def resident(pid: int) -> int:
-    with open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * 4096
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -156,7 +151,7 @@ def main() -> None:
             thread.start()
             return thread
 
-        before = resident(daemon.pid)
+        before = resident_bytes(daemon.pid)
         threads = [start(what, number) for number, what in enumerate((fuzz, noise, crowd))]
         outbox = Outbox()
         honest = Sender(endpoint=site.endpoint, run=make_info(), outbox=outbox, log=logging.getLogger("honest"))
@@ -173,7 +168,7 @@ def main() -> None:
                 time.sleep(0.002)
             slowest = max(slowest, time.monotonic() - begin)
             if daemon.poll() is None:
-                most = max(most, resident(daemon.pid))
+                most = max(most, resident_bytes(daemon.pid))
             time.sleep(0.02)
         stop.set()
         for thread in threads:

@@ -1,8 +1,9 @@
 """SIGKILL the daemon again and again under several clients; nothing may be lost and nothing stored twice.
 
     python scripts/faults/kill_daemon.py                                20 kills, 20,000 windows, 2 clients
-    python scripts/faults/kill_daemon.py --control ack-first            acknowledged too early: windows are lost
-    python scripts/faults/kill_daemon.py --control no-dedupe            streams are forgotten: windows come twice
+    python scripts/faults/kill_daemon.py --control ack-first           acknowledged too early: windows are lost
+    python scripts/faults/kill_daemon.py --control no-dedupe           streams are forgotten: windows come twice
+    python scripts/faults/kill_daemon.py --control plain-reconnect     the socket reconnects alone: windows are lost
 
 The controls break one promise each; where they show no loss and no doubles, this script proves nothing.
 """
@@ -14,6 +15,7 @@ import json
 import random
 import signal
 import time
+from typing import Any
 
 from stand import report, stand, wait_for
 
@@ -39,7 +41,51 @@ CONTROLS = {
         "w.Writer.stream_next = lambda self, stream: None\n"
         "w.Writer._take_origins = lambda self, origins: True\n"
     ),
+    # What a plain DEALER invites to: it reconnects by itself and sends what its old pipe still held; the daemon asks
+    # nobody to introduce himself again, and the highest number that it saw is the one that it acknowledges.
+    "plain-reconnect": (
+        "import ncmon.reception as r\n"
+        "from tests.messages import make_info\n"
+        "def in_turn(self, peer, stream_id, seq):\n"
+        "    stream = self._streams.get(stream_id)\n"
+        "    if stream is None:\n"
+        "        found = self._ledger._connection.execute('SELECT run_id FROM stream WHERE stream = ?', (stream_id,))\n"
+        "        run, number = make_info(run_id=found.fetchone()[0]), self._ledger.stream_next(stream_id)\n"
+        "        stream = r._Stream(peer=peer, run=run, committed=number, expected=number)\n"
+        "        self._streams[stream_id] = stream\n"
+        "        self._collector.open(stream_id, run_id=run.run_id, rank=0)\n"
+        "    stream.peer = peer\n"
+        "    if seq < stream.expected:\n"
+        "        self._answer(peer, stream_id, r.wire.Ack(next=stream.committed))\n"
+        "        return None\n"
+        "    return stream\n"
+        "assert r.Reception._in_turn\n"
+        "r.Reception._in_turn = in_turn\n"
+    ),
 }
+CLIENT = {
+    "plain-reconnect": (
+        "import zmq, ncmon_client.line as l, ncmon_client.session as s\n"
+        "def dial(self):\n"
+        "    if self._socket is None:\n"
+        "        self._socket = self._context.socket(zmq.DEALER)\n"
+        "        self._socket.linger = 0\n"
+        "        self._socket.setsockopt(zmq.RECONNECT_IVL, 20)\n"
+        "        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)\n"
+        "        self._monitor.linger = 0\n"
+        "        self._socket.connect(self._endpoint)\n"
+        "    return ''\n"
+        "lost = s.Session.lost\n"
+        "def resend(self, now, why, **more):\n"
+        "    if self.phase is not s.Phase.OPEN:\n"
+        "        return lost(self, now, why, **more)\n"
+        "    self._outbox.rewind(self._outbox.first)\n"
+        "    self._deadline = now + s.ACK_TIMEOUT_S\n"
+        "l.Line.dial, s.Session.lost = dial, resend\n"
+    )
+}
+WIDE = 200
+"""Features of the clients' windows under plain-reconnect: what is in flight does not fit into the system's buffers."""
 
 
 def main() -> None:
@@ -56,11 +102,20 @@ def main() -> None:
         daemon = site.daemon(spoil)
         site.watch_inserts()
         each = args.windows // args.clients
-        clients = {f"run{n}": site.client(f"run{n}", each) for n in range(args.clients)}
+        wide: dict[str, Any] = {}
+        if args.control in CLIENT:
+            wide = {"n_features": WIDE, "spoil": CLIENT[args.control]}
+        clients = {f"run{n}": site.client(f"run{n}", each, **wide) for n in range(args.clients)}
+        ended = list(clients.values())
         for kill in range(args.kills):
             # Spread over the work, at a moment within it that nobody can foresee.
             already = max(1, args.windows * kill // (args.kills + 1))
-            wait_for(lambda already=already: site.stored() >= already, f"{already} windows", deadline_s=300)
+            wait_for(
+                # Where windows are lost the number may never be reached.
+                lambda already=already: site.stored() >= already or all(one.poll() is not None for one in ended),
+                f"{already} windows",
+                deadline_s=300,
+            )
             time.sleep(rng.uniform(0.0, 0.2))
             daemon.send_signal(signal.SIGKILL)
             daemon.wait()

@@ -67,10 +67,13 @@ class Stand:
         wait_for(answers, "the daemon to answer")
         return child
 
-    def client(self, run_id: str, windows: int, level: str = "memory", *, first: int = 0) -> subprocess.Popen[str]:
-        """Start a client that offers windows as fast as they are taken."""
-        file = str(Path(__file__).with_name("client.py"))
-        return self.start(file, self.endpoint, run_id, str(first), str(windows), level, log=f"{run_id}.log")
+    def client(
+        self, run_id: str, windows: int, level: str = "memory", *, first: int = 0, n_features: int = 6, spoil: str = ""
+    ) -> subprocess.Popen[str]:
+        """Start a client that offers windows as fast as they are taken; `spoil` is as for `daemon`."""
+        begin = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{spoil}import client; client.main()"
+        arguments = (self.endpoint, run_id, str(first), str(windows), level, str(n_features))
+        return self.start("-c", begin, *arguments, log=f"{run_id}.log")
 
     def read(self, log: str) -> str:
         return (self.path / log).read_text() if (self.path / log).exists() else ""
@@ -132,6 +135,23 @@ def wait_for(condition: Callable[[], bool], what: str, *, deadline_s: float = 60
         if time.monotonic() > end:
             raise SystemExit(f"waited {deadline_s:.0f} s for {what}")
         time.sleep(0.02)
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the memory that a process has now."""
+    return _memory(pid, "VmRSS")
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most memory that a process ever had."""
+    return _memory(pid, "VmHWM")
+
+
+def _memory(pid: int, name: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) << 10
+    raise SystemExit(f"/proc/{pid}/status has no {name}")
 
 
 def report(**figures: Any) -> None:

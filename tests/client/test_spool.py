@@ -99,6 +99,143 @@ def test_a_changed_byte_anywhere_loses_the_message_it_is_in_and_no_other(tmp_pat
         assert (found.damaged_bytes > 0) == (hit != [5])
 
 
+def test_every_byte_of_the_last_record_may_be_wrong_in_every_bit(tmp_path: Path) -> None:
+    """Enumerated: whatever it is, what stands before is delivered, and nothing is made up."""
+    path = written(tmp_path, 3, size=20)
+    content = path.read_bytes()
+    last = spool.look(path)[0].records[-1].place
+    assert last.offset + last.length == len(content)
+    before = content[: last.offset]
+    for at in range(last.offset, len(content)):
+        for spoilt in (*(content[at] ^ 1 << bit for bit in range(8)), 0, 255):
+            if spoilt == content[at]:
+                continue
+            path.write_bytes(content[:at] + bytes([spoilt]) + content[at + 1 :])
+            taken, found = SpoolFile.take(path)
+            taken.close()
+            assert [record.seq for record in found.records] == [0, 1]
+            # Nothing behind it tells damage from an end that was never written: it is cut off.
+            assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("spoil", ["torn", "corrupt"])
+@pytest.mark.sockets
+def test_a_spoilt_end_is_delivered_up_to_it_by_whoever_comes(place: Path, spoil: str) -> None:
+    with running(place) as daemon:
+        for number, deliverer in enumerate(("next client", "courier", "sweep")):
+            run = make_info(run_id=f"r{number}")
+            path = written(place / "spool", 4, run=run, endpoint=f"ipc://{place}/s", stream=bytes([number] * 16))
+            with open(path, "r+b") as file:
+                if spoil == "torn":
+                    file.truncate(path.stat().st_size - 7)
+                else:
+                    file.seek(-7, os.SEEK_END)
+                    file.write(b"\xff\x00\xff")
+            if deliverer == "next client":
+                outbox = Outbox()
+                sender = Sender(
+                    endpoint=f"ipc://{place}/s", run=run, outbox=outbox, log=LOG, level="auto", place=place / "spool"
+                )
+                offer(sender, outbox, range(100, 101))
+                assert sender.close(20.0)
+            elif deliverer == "courier":
+                courier.deliver(path, log=LOG)
+            else:
+                from ncmon.sweep import Sweep
+
+                Sweep([f"ipc://{place}/s"], connected=frozenset, place=place / "spool").once()
+            assert len(daemon.stored[bytes([number] * 16)]) == 3, deliverer
+            assert not path.exists()
+
+
+def test_level_fsync_waits_for_the_disk_at_every_window_and_always_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    real = os.fdatasync
+
+    def counted(handle: int) -> None:
+        real(handle)
+        synced.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(os, "fdatasync", counted)
+    for level, each in (("always", 0), ("fsync", 1)):
+        synced.clear()
+        outbox = Outbox()
+        sender = Sender(
+            endpoint=f"ipc://{tmp_path}/nobody",
+            run=make_info(run_id=level),
+            outbox=outbox,
+            log=LOG,
+            level=level,  # type: ignore[arg-type]
+            place=tmp_path,
+        )
+        for step in range(10):
+            before = len(synced)
+            offer(sender, outbox, range(step, step + 1))
+            assert sender.settle()
+            # Before the training went on, the disk had confirmed a file that ends behind this window.
+            assert len(synced) - before >= each
+            if each:
+                [path] = spool.files(tmp_path, run_id=level)
+                assert synced[-1] == path.stat().st_size
+        assert bool(synced) == bool(each)
+        sender.close(0.0)
+
+
+@pytest.mark.sockets
+def test_two_who_deliver_the_same_files_at_once_deliver_everything_once(place: Path) -> None:
+    import concurrent.futures
+
+    paths = [
+        written(place / "spool", 30, run=make_info(run_id=f"r{n}"), endpoint=f"ipc://{place}/s", stream=bytes([n] * 16))
+        for n in range(6)
+    ]
+
+    def push() -> int:
+        delivered = 0
+        for path in paths:
+            try:
+                done = courier.deliver(path, log=LOG)
+            except InUse:
+                continue
+            except SpoolError:
+                assert not path.exists()
+                continue
+            delivered += done.messages - done.left
+        return delivered
+
+    with running(place) as daemon, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(push), pool.submit(push)
+        assert first.result(60) + second.result(60) == 180
+    assert sorted(daemon.messages()) == sorted(list(range(30)) * 6)
+    assert spool.files(place / "spool") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_file_of_somebody_else_is_one_line_and_stays(tmp_path: Path) -> None:
+    """As user 65534 (nobody): the file of another user, then a directory that cannot be written."""
+    path = written(tmp_path, 2)
+    before = path.read_bytes()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setuid(65534)
+            for act in (spool.look, SpoolFile.take):
+                with pytest.raises(SpoolError) as caught:
+                    act(path)
+                assert "\n" not in str(caught.value)
+                assert "denied" in str(caught.value)
+            with pytest.raises(SpoolError, match="denied"):
+                SpoolFile.create(label(), place=tmp_path / "new")
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"x" * 5, b"NCMSPOOL\x09\0\0\0", b"NCMSPOOL\x01\0\0\0", os.urandom(10_000)],

@@ -31,7 +31,9 @@ def test_a_daemon_killed_again_and_again_loses_and_doubles_nothing() -> None:
     assert found["accepted"] == 600
 
 
-@pytest.mark.parametrize(("control", "harm"), [("ack-first", "lost"), ("no-dedupe", "doubled")])
+@pytest.mark.parametrize(
+    ("control", "harm"), [("ack-first", "lost"), ("no-dedupe", "doubled"), ("plain-reconnect", "lost")]
+)
 def test_a_daemon_without_one_of_its_promises_does_harm(control: str, harm: str) -> None:
     assert run("kill_daemon.py", "--windows", "600", "--kills", "4", "--control", control)[harm] > 0
 

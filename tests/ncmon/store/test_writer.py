@@ -162,25 +162,3 @@ def test_a_database_that_cannot_be_written_raises_and_loses_nothing(path: Path, 
         other.execute("ROLLBACK")
     writer.commit([stored(0, make_evaluation())], now=2.0)
     assert count(path, "window") == 1
-
-
-def test_a_store_that_is_too_large_drops_the_oldest_arrays_and_no_scalar(path: Path, writer: Writer) -> None:
-    windows = [make_window(epoch=epoch, step=epoch, n_classes=40, n_features=8) for epoch in range(8)]
-    for seq, window in enumerate(windows):
-        writer.commit([stored(seq, make_evaluation(window))], now=1.0)
-    readings, size, arrays = count(path, "reading"), writer.nbytes, count(path, "array")
-    assert writer.trim(size) == 0
-    limit = size - size // 3
-    dropped = writer.trim(limit)
-    assert 0 < dropped < 8
-    assert writer.nbytes <= limit
-    assert 0 < count(path, "array") < arrays
-    assert count(path, "reading") == readings
-    with closing(sqlite3.connect(path)) as connection:
-        kept = [key for (key,) in connection.execute("SELECT DISTINCT window_key FROM array ORDER BY 1")]
-        (newest,) = connection.execute("SELECT max(window_key) FROM window").fetchone()
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert kept == list(range(newest - len(kept) + 1, newest + 1))
-    assert writer.trim(1) == len(kept)
-    assert writer.trim(1) == 0
-    assert count(path, "window") == 8
