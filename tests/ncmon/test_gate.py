@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import zmq
 
-from ncmon.errors import ListenError, NotFound, UsageError
+from ncmon.desk import FRESH_S
+from ncmon.errors import ListenError, NcmonError, NotFound, UsageError
+from ncmon.feed import Selection, open_feed
 from ncmon.gate import Gate, new_pair, shakes_hands
 from ncmon.keyring import Allowed, Keyring, ServerKey
 from ncmon.transport import Transport
@@ -328,6 +330,7 @@ def test_a_training_and_a_viewer_on_other_addresses_and_a_key_that_is_revoked_un
     site.new("gpu1", "--write")
     site.new("gpu2", "--write")
     site.new("laptop", "--view")
+    site.new("both", "--view", "--write")
     daemon = site.daemon()
 
     first, outbox = site.sender("gpu1", monkeypatch)
@@ -349,6 +352,20 @@ def test_a_training_and_a_viewer_on_other_addresses_and_a_key_that_is_revoked_un
         assert denied.returncode == 1
         assert len(denied.stderr.strip().splitlines()) == 1
         assert denied.stdout == ""
+    # Acknowledging is writing: a key that may only look is told so, one that may both does it.
+    (alert, _) = shown["alerts"]
+    for key, said in (("laptop", "the key laptop may look and not write"), ("both", "")):
+        monkeypatch.setenv("NCMON_KEY", str(site.path / f"{key}.key"))
+        with open_feed(site.endpoint) as feed:
+            seen = next(one for one in feed.read(Selection()).open_alerts if one.alert_id == alert["alert_id"])
+            if said:
+                with pytest.raises(NcmonError, match=said):
+                    feed.acknowledge(seen, None)
+                assert len(feed.read(Selection(view="run")).open_alerts) == 2
+            else:
+                feed.acknowledge(seen, None)
+                time.sleep(FRESH_S)  # answers are kept for so long
+                assert seen.alert_id not in {one.alert_id for one in feed.read(Selection()).open_alerts}
     viewer, held = site.sender("laptop", monkeypatch, run_id="third")
     offer(viewer, held, range(1), "third")
     assert not viewer.close(2.0)

@@ -78,6 +78,8 @@ COLUMNS = (
     ),
 )
 NAME_WIDTH, TREND_WIDTH, MOST_TREND = 14, 8, 32
+ROOM_FOR_BOTH = 100
+"""Columns from which a silent run shows its numbers too."""
 TREND_RANK = 5
 """Columns of this rank and above come after the trend."""
 ALERT_WIDTH, LEAST_WITH_ALERTS = 4, 40
@@ -243,13 +245,19 @@ class RunTable(Lines, can_focus=True):
             (fit(f" {summary.run.run_id.rpartition('@')[2]}", lane) if lane else "", palette.DIM),
             (f" {_word(state)}", palette.RUN_STYLES[state]),
         ]
+        silent = ""
         if state is RunState.STALE and summary.run.last_seen is not None:
-            spans.append((f" silent for {age(self._now - summary.run.last_seen)}", palette.RUN_STYLES[state]))
+            silent = f" silent for {age(self._now - summary.run.last_seen)}"
+        if width < ROOM_FOR_BOTH:
+            spans.append((silent, palette.RUN_STYLES[state]))
         dim = palette.DIM if state in (RunState.ENDED, RunState.FAILED) else palette.NULL
-        if state is not RunState.STALE or width >= 100:
+        if not silent or width >= ROOM_FOR_BOTH:
             spans += [(f" {column.text(summary):>{column.width}}", dim) for column in columns]
-        if trend and (state is not RunState.STALE or width >= 100):
-            spans.append((f"  {sparkline(summary.trend, trend, ascii=self.ascii_only)}", Style(color=palette.SKY)))
+        if trend and (not silent or width >= ROOM_FOR_BOTH):
+            drawn = sparkline(summary.trend, trend, ascii=self.ascii_only)
+            spans.append((f"  {drawn:<{trend}}", Style(color=palette.SKY)))
+        if silent and width >= ROOM_FOR_BOTH:
+            spans.append((f" {silent}", palette.RUN_STYLES[state]))
         return tuple(spans)
 
 
