@@ -44,6 +44,8 @@ class OverviewScreen(DataScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "open the run", show=True),
         Binding("slash", "filter", "filter runs", id="filter"),
+        Binding("n", "match(1)", "the next run that matches, the first after the last", id="next-match"),
+        Binding("N", "match(-1)", "the run before that matches", id="previous-match"),
         Binding("s", "sort", "sort by the next column", id="sort"),
         Binding("S", "reverse", "reverse the order", id="reverse"),
         Binding("space", "mark", "mark the run for Compare", id="mark"),
@@ -206,6 +208,10 @@ class OverviewScreen(DataScreen):
         field = self.query_one("#filter", Input)
         field.display = True
         field.focus()
+
+    def action_match(self, by: int) -> None:
+        """Go on to the next run that the filter leaves, around the ends."""
+        self.query_one(RunTable).action_round(by)
 
     def action_sort(self) -> None:
         """Sort by the next column."""

@@ -162,6 +162,11 @@ class RunTable(Lines, can_focus=True):
         """Move the cursor."""
         self._go(self._place() + by)
 
+    def action_round(self, by: int) -> None:
+        """Move the cursor, from the last run to the first and back."""
+        if self._runs:
+            self._go((self._place() + by) % len(self._runs))
+
     def action_page(self, by: int) -> None:
         """Move the cursor by a page."""
         self._go(self._place() + by * max(self.size.height - 2, 1))
@@ -204,7 +209,7 @@ class RunTable(Lines, can_focus=True):
         heading = f"    {fit('RUN', name_width)}{fit(' SOURCE', lane)} STATE"
         heading += "".join(f" {column.title:>{column.width}}" for column in columns)
         if trend:
-            heading += f"  {'NC1 trend':<{trend}}"
+            heading += f"  {'NC1 trend' if trend > TREND_WIDTH else 'NC1':<{trend}}"
         rows: list[Row] = [((fit(heading, width), palette.DIM),)]
         if not self._runs:
             return [
