@@ -111,6 +111,11 @@ class Store:
         known = dict.fromkeys(text for row in names for text in (row[2], row[1]))
         raise NotFound(f"no run is named {ref!r}{near(ref, known) or '; `ncmon runs` lists all'}")
 
+    def waiting(self) -> int:
+        """Return how many messages wait in the inbox: received, on disk, and not evaluated yet."""
+        ((count,),) = self._reader.execute("SELECT count(*) FROM inbox")
+        return int(count)
+
     def summary(
         self,
         metrics: Sequence[str] = OVERVIEW,
