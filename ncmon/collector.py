@@ -5,8 +5,9 @@ Rules of this module
 - What it holds is not acknowledged, so that the clients hold it too: a daemon that dies here loses nothing.
 - No item of a stream leaves before an earlier one of that stream. The store acknowledges "everything below".
 
-A window of a single rank goes straight through. Shares of several ranks wait for each other under one key, which is
-(run, split, exact, step), and are merged exactly. A window is *settled*, and leaves without the ranks that are missing,
+A window of a single rank goes straight through (the reception does not even ask here). Shares of several ranks wait for
+each other under one key, which is (run, split, exact, step), and are merged exactly. A window is *settled*, and leaves
+without the ranks that are missing,
 when it has waited `rank_timeout_s`, or when it is known that nothing more can come: each missing rank has already sent
 something later, or its END, or a gap in the place of its share, or was waited for in vain before. A share that comes
 after its window has left cannot be added to readings that were stored; it is recorded as a gap with that reason.
@@ -25,6 +26,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from ncmon.ingest import Arrival
 from ncmon.model import FloatArray, Gap, Head, IntArray, LayerStats, Part, Rejection, RunEnd, StreamSeq, Window
 
 Sums = TypeVar("Sums", IntArray, FloatArray)
@@ -44,8 +46,11 @@ Passing = Gap | RunEnd | Rejection
 class Ready:
     """Something to be stored; once it is, its origins may be acknowledged."""
 
-    item: Window | Passing
+    item: Window | Passing | Arrival
+    """An arrival is a window of a run with one rank, which is not looked at before its turn to be evaluated."""
     origins: tuple[StreamSeq, ...]
+    packed: tuple[bytes, ...] = ()
+    """Of a merged window the message of each origin; empty where a newer share of the same rank counts."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -240,7 +245,9 @@ class Collector:
                 time=window.time,
             )
             return Ready(item=rejection, origins=origins)
-        return Ready(item=merge([part.window for part in parts]), origins=origins)
+        messages = {part.origin: part.packed for part in parts}
+        packed = tuple(messages.get(origin, b"") for origin in origins)
+        return Ready(item=merge([part.window for part in parts]), origins=origins, packed=packed)
 
 
 def _in_order(leaving: Sequence[_Held]) -> list[_Held]:

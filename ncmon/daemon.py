@@ -32,25 +32,30 @@ from ncmon.desk import Desk
 from ncmon.errors import ListenError, StoreError
 from ncmon.evaluate import evaluate
 from ncmon.gate import Proof
-from ncmon.intake import Intake
+from ncmon.intake import MAX_INBOX_BYTES, Intake
 from ncmon.keyring import Keyring
 from ncmon.lookout import Lookout
 from ncmon.model import Evaluation, Window
 from ncmon.process import StopSignal
 from ncmon.reception import Complaints, Reception
+from ncmon.store.checkpoint import WRITER_PAGES, Checkpoints
 from ncmon.store.writer import Writer
 from ncmon.sweep import Sweep
 from ncmon.transport import Delivery, Transport
+from ncmon.workshop import Bench, Workplace, Workshop
 from ncmon_client import wire
 
-BATCH_MESSAGES = 64
-BATCH_S = 0.020
-LULL_S = 0.002
-"""A batch also ends when nothing has come for this long: the library refills its queues in less."""
+BATCH_MESSAGES = 512
+BATCH_BYTES = 32 * 1024 * 1024
+BATCH_S, LONG_BATCH_S = 0.020, 0.080
+"""A batch takes the shorter time, and up to the longer where a commit takes as long: then there is more in each."""
+LULL_S, LONG_LULL_S = 0.002, 0.010
+"""A batch also ends when nothing has come for this long: the library refills its queues in less. In a flood the longer
+time counts, because a commit costs more than that."""
+FLOOD_MESSAGES = 32
+"""A batch that has so many is taken for part of a flood."""
 IDLE_S = 1.0
 """Longest wait; also how often waiting streams are reminded."""
-BATCH_BYTES = 32 * 1024**2
-"""A batch also ends behind the message that reaches this: it is in memory several times while it is worked on."""
 FREED_S = 0.2
 """The library closes in the background."""
 TRIM_ABOVE, TRIM_BELOW, TRIM_S = 0.97, 0.95, 0.25
@@ -70,6 +75,7 @@ class Daemon:
         database: Path,
         collector: Collector | None = None,
         compute: Callable[[Window], Evaluation] = evaluate,
+        workplace: Workplace | None = None,
         keyring: Keyring | None = None,
         space: Callable[[Path], disk.Space | None] = disk.space,
         max_bytes: int | None = None,
@@ -89,6 +95,9 @@ class Daemon:
         self._wall = wall
         self._complaints = Complaints(log, monotonic)
         self._reception = Reception(ledger=writer, collector=self._collector, log=log, complaints=self._complaints)
+        self._workplace = workplace or Bench(writer.messages, compute=compute, monotonic=monotonic, wall=wall)
+        if self._workplace.fileno() >= 0:
+            transport.watch(self._workplace.fileno())
         self._intake = Intake(
             writer=writer,
             collector=self._collector,
@@ -96,12 +105,16 @@ class Daemon:
             complaints=self._complaints,
             database=database,
             compute=compute,
+            workplace=self._workplace,
             space=space,
             monotonic=monotonic,
             wall=wall,
+            **({} if max_bytes is None else {"max_inbox_bytes": min(MAX_INBOX_BYTES, max_bytes // 4)}),
         )
+        self._busy = False
+        """Whether there was more to receive when the last batch was full."""
         self._connected_runs: frozenset[str] = frozenset()
-        self.counters: dict[str, int] = {}
+        self.counters: dict[str, float] = {}
         """As of the last second; for other threads."""
         self._desk = Desk(database)
         self._lookout = lookout
@@ -109,13 +122,14 @@ class Daemon:
         self._started = wall()
         self._next_care = monotonic() + IDLE_S
         self._breaker = breaker if breaker is not None else Breaker()
-        self._behind = False
-        """Whether the last batch ended before there was nothing more to receive."""
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def turn(self) -> None:
-        """Wait for something to do and do it, up to one batch; nothing is left uncommitted when it returns."""
+        """Wait for something to do and do it: a batch of messages, and a little of what waits to be evaluated.
+
+        Of what was received nothing is left uncommitted when it returns.
+        """
         now = self._monotonic()
         if self._intake.resume():
             self._send_answers()
@@ -126,35 +140,43 @@ class Daemon:
             until.append(self._intake.paused_until)
         elif (deadline := self._collector.next_deadline()) is not None:
             until.append(deadline)
-        heard = self._transport.wait(max(0.0, min(until) - now), clients=self._intake.paused_until is None)
+        if (due := self._intake.next_work(busy=self._busy)) is not None:
+            until.append(due)
+        receiving = self._intake.paused_until is None and not self._intake.full
+        heard = self._transport.wait(max(0.0, min(until) - now), clients=receiving)
         if heard.viewers:
             self._guard("a viewer's request", self._serve_viewers)
-        if heard.clients:
-            self._receive_batch()
+        self._busy = heard.clients and self._receive_batch()
         if self._intake.paused_until is None:
             self._store()
         self._watch_memory()
+        due = self._intake.next_work(busy=self._busy)
+        if heard.finished or (due is not None and due <= self._monotonic()):
+            self._intake.work()
         if self._monotonic() >= self._next_care:
             self._care()
         self._send_answers()
 
-    def _receive_batch(self) -> None:
-        end, left = self._monotonic() + BATCH_S, BATCH_BYTES
-        self._reception.crowd, self._behind = self._transport.connected, True
-        for _ in range(BATCH_MESSAGES):
+    def _receive_batch(self) -> bool:
+        """Take what is there, up to one batch; return whether there is more."""
+        end = self._monotonic() + min(max(BATCH_S, self._intake.commit_s), LONG_BATCH_S)
+        lull = min(max(LULL_S, self._intake.commit_s / 2), LONG_LULL_S)
+        nbytes = 0
+        self._reception.crowd = self._transport.connected
+        for number in range(BATCH_MESSAGES):
             delivery = self._transport.receive()
             if delivery is None:
-                if not self._transport.wait(LULL_S).clients:
-                    self._behind = False
-                    return
+                if not self._transport.wait(lull if number >= FLOOD_MESSAGES else LULL_S).clients:
+                    return False
                 continue
             if not self._guard("a message", self._take, delivery):
                 # It may have been taken halfway; what is not committed is asked for again.
                 self._intake.pause()
-                return
-            left -= sum(map(len, delivery.frames))
-            if left <= 0 or self._monotonic() >= end:
-                return
+                return False
+            nbytes += sum(map(len, delivery.frames))
+            if nbytes >= BATCH_BYTES or self._monotonic() >= end:
+                return True
+        return True
 
     def _take(self, delivery: Delivery) -> None:
         now, wall = self._monotonic(), self._wall()
@@ -180,11 +202,12 @@ class Daemon:
     def _store(self) -> None:
         """Commit what is ready, acknowledge it, publish it."""
         committed = self._intake.commit()
-        if committed:
-            self._reception.stored([origin for record in committed for origin in record.origins])
+        if committed.acknowledge:
+            self._reception.stored(committed.acknowledge)
             self._send_answers()
+        if committed.stored:
             if self._lookout is not None:
-                self._guard("alerts", self._lookout.committed, [record.item for record in committed])
+                self._guard("alerts", self._lookout.committed, [record.item for record in committed.stored])
             self._guard("news", self._publish)
 
     def _publish(self) -> None:
@@ -234,11 +257,15 @@ class Daemon:
             "started": self._started,
             "revision": self._writer.revision,
             "trouble": self._intake.trouble,
+            "lag_s": self._intake.lag_s(),
             "counters": {
                 "accepted": counters.accepted,
                 "stored": self._intake.stored,
                 "rejected": self._intake.rejected,
-                "waiting": self._collector.held_messages,
+                "waiting": self._collector.held_messages + self._intake.backlog.messages,
+                "inbox": self._intake.backlog.messages,
+                "inbox_bytes": self._intake.backlog.nbytes,
+                "deleted": self._intake.backlog.deleted,
                 "duplicates": counters.duplicates,
                 "refused": counters.refused + (self._transport.gate.refused if self._transport.gate else 0),
                 "connected": self._transport.connected,
@@ -254,14 +281,20 @@ class Daemon:
     def _care(self) -> None:
         now = self._monotonic()
         self._next_care = now + IDLE_S
-        self.counters = self.status()["counters"]
+        self._intake.look()
+        self._intake.work()
+        found = self.status()
+        self.counters = {**found["counters"], "lag_s": found["lag_s"]}
         self._connected_runs = self._reception.connected_runs(self._transport.connected)
-        self._reception.remind(behind=self._behind or self._intake.paused_until is not None)
+        self._reception.remind(everybody=self._busy or self._intake.full or self._intake.paused_until is not None)
         self._guard("the list of keys", self._watch_keys)
         if self._lookout is not None:
             self._guard("alerts", self._lookout.tick)
-        if self._max_bytes is not None and not self._intake.trouble:
-            self._guard("the size of the store", self._trim, self._max_bytes)
+        if not self._intake.backlog.messages and not self._intake.trouble:
+            # No array has to go for what waits only for a while.
+            if self._max_bytes is not None:
+                self._guard("the size of the store", self._trim, self._max_bytes)
+            self._guard("free pages", self._writer.give_back)
 
     def _watch_memory(self) -> None:
         held = self._breaker.trips(self._monotonic())
@@ -349,7 +382,8 @@ def run_daemon(
         for path in sockets:
             stack.enter_context(security.lock_socket(path))
         stop = stack.enter_context(stop if stop is not None else StopSignal())
-        writer = stack.enter_context(Writer.open(database))
+        writer = stack.enter_context(Writer.open(database, checkpoint_pages=WRITER_PAGES))
+        stack.enter_context(Checkpoints(database))
         with security.private_files():
             allowed = keyring.allowed() if keyring is not None else ()
             transport = Transport(endpoints, wake_fd=stop.fileno(), key=key, allowed=allowed)
@@ -358,10 +392,13 @@ def run_daemon(
         bell = stack.enter_context(Bell(on_alert)) if on_alert else None
         lookout = Lookout(writer, limits=limits, ring=bell.ring if bell is not None else None)
         stack.callback(lookout.close)
+        workshop = Workshop(database)
+        stack.callback(workshop.close)
         daemon = Daemon(
             writer=writer,
             transport=transport,
             database=database,
+            workplace=workshop,
             keyring=keyring,
             max_bytes=max_bytes,
             lookout=lookout,

@@ -4,6 +4,9 @@
 that are finite, counts that can be counts of the same samples, arrays that belong together. Behind this module nothing
 is checked again.
 
+A window is taken in two steps: an `Arrival` is a message that could be read, and costs little; what it means is looked
+at when it is evaluated (`to_part`). Between the two it may lie in the store's inbox, as bytes (`pack`).
+
 Pure: it knows no socket, no store and no clock; the time of receipt is given.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +50,7 @@ _DIFFERENCES = frozenset({"within_sq", "span_within", "span_weighted"})
 """Sums about a mean, found as differences of larger ones."""
 REJECTION_HEAD_BYTES = 4096
 MAX_REASON_CHARS = 2000
+_LENGTH = struct.Struct("<I")
 
 _REQUIRED = (
     "class_counts",
@@ -80,6 +85,39 @@ _NOT_NEGATIVE = frozenset(
 )
 
 _Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Arrival:
+    """A window as it came: legible, of the right run, and its numbers not looked at yet."""
+
+    origin: StreamSeq
+    run_id: str
+    message: wire.Message
+    frames: Sequence[bytes]
+    received: float
+    """Unix seconds, by the daemon's clock."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the message."""
+        return sum(map(len, self.frames))
+
+
+def pack(frames: Sequence[bytes]) -> bytes:
+    """Return the frames of a message that could be read as one string of bytes; the checksum stays inside."""
+    return b"".join((frames[0], _LENGTH.pack(len(frames[1])), *frames[1:]))
+
+
+def unpack(packed: bytes) -> list[memoryview]:
+    """Return the frames of a packed message, the blob as one; nothing is checked, `wire.decode` does."""
+    view = memoryview(packed)
+    start = wire.HEADER.size + _LENGTH.size
+    if len(view) < start:
+        return [view]
+    (length,) = _LENGTH.unpack_from(view, wire.HEADER.size)
+    frames = [view[: wire.HEADER.size], view[start : start + length], view[start + length :]]
+    return frames if len(frames[2]) else frames[:2]
 
 
 def to_part(message: wire.Message, *, received: float) -> Part:
@@ -190,12 +228,18 @@ def address(frames: Sequence[bytes]) -> Address | None:
 
 
 def to_rejection(
-    frames: Sequence[bytes], *, stream: bytes, seq: int, run_id: str, error: Rejected | WireError, now: float
+    frames: Sequence[bytes | memoryview],
+    *,
+    stream: bytes,
+    seq: int,
+    run_id: str,
+    error: Rejected | WireError,
+    now: float,
 ) -> Rejection:
     """Return the record of a message that can never become a window, with its first 4 KB."""
     head = b""
     for frame in frames:
-        head += frame[: REJECTION_HEAD_BYTES - len(head)]
+        head += bytes(frame[: REJECTION_HEAD_BYTES - len(head)])
     return Rejection(
         stream=stream,
         seq=seq,

@@ -203,6 +203,8 @@ class Part:
     origin: StreamSeq
     rank: int
     window: Window
+    packed: bytes = b""
+    """The message itself, as the inbox keeps it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

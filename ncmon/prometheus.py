@@ -24,11 +24,15 @@ COUNTERS = {
     "accepted": "messages that took their turn",
     "stored": "messages that are in the store",
     "rejected": "messages that can never become a window, and refused sessions",
+    "deleted": "messages that were deleted with their run before they were evaluated",
     "duplicates": "messages that came again",
 }
 GAUGES = {
     "connected": "clients that are connected",
-    "waiting": "messages that wait for other ranks, unacknowledged",
+    "waiting": "messages that wait to be evaluated, or for other ranks",
+    "inbox": "messages that are acknowledged and wait in the store's inbox to be evaluated",
+    "inbox_bytes": "bytes of these",
+    "lag_s": "seconds for which the oldest of these has waited",
 }
 
 
@@ -40,7 +44,7 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def serve(at: tuple[str, int], database: Path, counters: Callable[[], Mapping[str, int]]) -> Callable[[], None]:
+def serve(at: tuple[str, int], database: Path, counters: Callable[[], Mapping[str, float]]) -> Callable[[], None]:
     """Answer Prometheus at an address; return what ends it. `ListenError` where the library or the port is missing."""
     try:
         from prometheus_client import CollectorRegistry, start_http_server
@@ -61,7 +65,7 @@ def serve(at: tuple[str, int], database: Path, counters: Callable[[], Mapping[st
     return stop
 
 
-def _collector(database: Path, counters: Callable[[], Mapping[str, int]]) -> Collector:
+def _collector(database: Path, counters: Callable[[], Mapping[str, float]]) -> Collector:
     class Figures:
         """Reads when it is asked."""
 
@@ -75,7 +79,7 @@ def _collector(database: Path, counters: Callable[[], Mapping[str, int]]) -> Col
     return Figures()
 
 
-def _figures(database: Path, counters: Mapping[str, int]) -> Iterator[Any]:
+def _figures(database: Path, counters: Mapping[str, float]) -> Iterator[Any]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     for name, text in COUNTERS.items():

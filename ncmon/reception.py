@@ -3,7 +3,7 @@
 Rules of this module
 - No sockets and no clocks: a message and the time go in; what can be stored comes out, answers lie in `answers`.
 - A message that can never become a window takes its turn as a rejection, so that it never blocks its stream.
-- Only what the store has committed is ever told as acknowledged.
+- Only what the store has committed, evaluated or into its inbox, is ever told as acknowledged.
 
 Of each stream it knows two numbers: `committed`, what the store expects next, and `expected`, what comes next on the
 connection. Between them lies what was received and is not stored yet, most of it held by the collector for other ranks.
@@ -23,17 +23,21 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ncmon import ingest
 from ncmon.collector import Collector, Passing, Ready
 from ncmon.errors import Rejected
+from ncmon.ingest import Arrival
 from ncmon.model import Gap, Part, Rejection, Run, RunEnd, StreamSeq
 from ncmon_client import wire
 from ncmon_client.wire import WireError
 
-CREDIT_MESSAGES = 64
+CREDIT_MESSAGES = 512
+"""In flight of one client: what arrives while a batch is committed, so that small windows do not wait for the disk."""
+CREDIT_SHARES = 64
+"""Where several ranks send shares, which may be held in memory until the last one has come."""
 CREDIT_BYTES = 32 * 1024 * 1024
 CROWD_BYTES = 64 * 1024 * 1024
 """Of all clients together. One message of each may always be on its way, whatever its size."""
@@ -141,9 +145,9 @@ class Reception:
         stream = self._in_turn(peer, message.stream, message.seq)
         if stream is None:
             return []
-        item: Part | Passing
+        item: Part | Passing | Arrival
         try:
-            item = self._item(stream, message, wall)
+            item = self._item(stream, message, frames, wall)
         except Rejected as error:
             item = self._rejection(stream, frames, message.stream, message.seq, error, wall)
         except Exception as error:
@@ -185,15 +189,15 @@ class Reception:
                 stream.expected = stream.nacked = stream.committed
                 self._answer(stream.peer, stream_id, wire.Nack(next=stream.committed))
 
-    def remind(self, *, behind: bool = False) -> None:
+    def remind(self, *, everybody: bool = False) -> None:
         """Tell the streams that wait for other ranks that they are not forgotten; their clients would hang up.
 
-        Where the daemon is `behind` everybody who is connected is told: whose messages wait in the sockets is not known
-        here, and who begins a new session sends them all again.
+        With `everybody` all that are connected are told, because nothing is received at present or the daemon is
+        behind: whose messages wait in the sockets is not known here, and who begins a new session sends them all again.
         """
         waiting = self._collector.held_streams()
-        if behind and self.crowd:
-            waiting |= frozenset(list(self._streams)[-self.crowd :])
+        if everybody:
+            waiting |= frozenset(list(self._streams)[-self.crowd :] if self.crowd else self._streams)
         self._acknowledge(waiting)
 
     # -- sessions -----------------------------------------------------------------------------------------------------
@@ -253,7 +257,7 @@ class Reception:
         welcome = wire.Welcome(
             version=wire.PROTOCOL,
             next=committed,
-            credit_messages=CREDIT_MESSAGES,
+            credit_messages=_credit(info),
             credit_bytes=min(CREDIT_BYTES, CROWD_BYTES // max(1, self.crowd)),
             max_frame_bytes=wire.MAX_FRAME_BYTES,
         )
@@ -275,7 +279,7 @@ class Reception:
                 stream.nacked = stream.expected
                 self._answer(peer, stream_id, wire.Nack(next=stream.expected))
             return None
-        if stream.expected - stream.committed >= 2 * CREDIT_MESSAGES:
+        if stream.expected - stream.committed >= 2 * _credit(stream.run):
             # No client of ours does this; what is held for other ranks has to stay bounded all the same.
             self._complaints.say("credit", f"run {stream.run.run_id} sends beyond its credit")
             return None
@@ -283,7 +287,9 @@ class Reception:
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
-    def _item(self, stream: _Stream, message: wire.Message, wall: float) -> Part | Gap | RunEnd:
+    def _item(
+        self, stream: _Stream, message: wire.Message, frames: Sequence[bytes], wall: float
+    ) -> Part | Gap | RunEnd | Arrival:
         meta, run = message.meta, stream.run
         if getattr(meta, "run_id", run.run_id) != run.run_id:
             raise Rejected("run", f"a message of another run came in a stream of {run.run_id}")
@@ -299,7 +305,10 @@ class Reception:
                 f"rank {meta.rank} of {meta.world_size} with {meta.n_classes} classes came, HELLO said rank {run.rank} "
                 f"of {run.world_size} with {run.n_classes}",
             )
-        return ingest.to_part(message, received=wall)
+        if run.world_size == 1:
+            origin = StreamSeq(stream=message.stream, seq=message.seq)
+            return Arrival(origin=origin, run_id=run.run_id, message=message, frames=frames, received=wall)
+        return replace(ingest.to_part(message, received=wall), packed=ingest.pack(frames))
 
     def _unreadable(
         self, peer: bytes, frames: Sequence[bytes], error: WireError, now: float, wall: float
@@ -332,11 +341,14 @@ class Reception:
         self._complaints.say(error.code, f"run {run_id}: message {seq} is rejected ({error.code}): {error}")
         return ingest.to_rejection(frames, stream=stream_id, seq=seq, run_id=run_id, error=error, now=wall)
 
-    def _take(self, stream: _Stream, origin: StreamSeq, item: Part | Passing, now: float) -> list[Ready]:
+    def _take(self, stream: _Stream, origin: StreamSeq, item: Part | Passing | Arrival, now: float) -> list[Ready]:
         self.counters.accepted += 1
         stream.expected = origin.seq + 1
         if isinstance(item, RunEnd):
             self._log.info("run %s %s %s", item.run_id, item.status, printable(item.text))
+        if isinstance(item, Arrival):
+            # Nothing of a run with one rank ever waits in the collector.
+            return [Ready(item=item, origins=(origin,))]
         return self._collector.put(item, origin, now=now)
 
     # -- answers ------------------------------------------------------------------------------------------------------
@@ -354,3 +366,7 @@ class Reception:
 
     def _answer(self, peer: bytes, stream_id: bytes, meta: wire.Meta) -> None:
         self.answers.append((peer, wire.encode(meta, stream=stream_id)))
+
+
+def _credit(run: wire.RunInfo) -> int:
+    return CREDIT_MESSAGES if run.world_size == 1 else CREDIT_SHARES

@@ -61,6 +61,8 @@ class Heard:
     clients: bool
     viewers: bool
     woken: bool
+    finished: bool = False
+    """The descriptor that is watched besides is readable."""
 
 
 class Transport:
@@ -83,6 +85,7 @@ class Transport:
         self._bound_before: set[str] = set()
         self.gate: Gate | None = None
         self._wake_fd = wake_fd
+        self._watched = -1
         self._context = zmq.Context(io_threads=1)
         self._connected: set[int] = set()
         self._poller = zmq.Poller()
@@ -159,6 +162,11 @@ class Transport:
         tcp = [endpoint for endpoint in self.endpoints if config.is_tcp(endpoint)]
         return dict.fromkeys(tcp, "write") | {config.view_endpoint(endpoint): "view" for endpoint in tcp}
 
+    def watch(self, fd: int) -> None:
+        """Let a wait end when this descriptor becomes readable, too."""
+        self._watched = fd
+        self._poller.register(fd, zmq.POLLIN)
+
     def wait(self, timeout_s: float, *, clients: bool = True) -> Heard:
         """Wait until something comes in; with `clients` False leave the clients' messages where they are."""
         assert self._ingest is not None
@@ -171,6 +179,7 @@ class Transport:
             clients=self._ingest in ready,
             viewers=self._view in ready or self._news in ready,
             woken=self._wake_fd in ready,
+            finished=self._watched in ready,
         )
 
     def receive(self) -> Delivery | None:

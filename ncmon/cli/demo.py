@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ncmon.store.runs import StoredRun
 
 RUN_NAME = "digits"
+SETTLE_S = 60.0
 REPORT_EVERY = 5
 """Epochs between two lines of progress."""
 SHOWN = (
@@ -128,7 +130,18 @@ def _play(
         _follow(trainer, daemon, database, epochs, quiet=quiet)
         if trainer.process.wait() != 0:
             raise NcmonError(_kept(trainer))
+    _settle(daemon, database)
     return trainer.pid
+
+
+def _settle(daemon: Child, database: Path) -> None:
+    """Wait until everything that arrived can be read: the trainer ends when it is on disk."""
+    from ncmon.store.queries import Store
+
+    end = time.monotonic() + SETTLE_S
+    with Store.open(database) as store:
+        while store.waiting() and daemon.running and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 def _show(trainer: Child, endpoint: str) -> None:

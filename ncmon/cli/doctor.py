@@ -28,6 +28,10 @@ LONG_JOURNAL_BYTES = 256 * 1024**2
 """Four times what SQLite is told to keep: somebody reads for so long that it cannot be folded back."""
 
 
+LONG_LAG_S = 60.0
+"""Longer than that windows come faster than they can be evaluated."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What one check found."""
@@ -63,7 +67,7 @@ def examine(endpoint: str, database: Path | None) -> Iterator[Finding]:
         yield from _guarded("counters", lambda: _counters(status))
     if not remote:
         yield from _guarded("socket", lambda: _socket(endpoint))
-        yield from _guarded("database", lambda: _database(path))
+        yield from _guarded("database", lambda: _database(path, served=bool(status)))
         yield from _guarded("disk", lambda: _disk(path))
         yield from _guarded("sqlite", _sqlite)
     yield from _guarded("spool", _spool)
@@ -100,11 +104,18 @@ def _daemon(endpoint: str, status: dict[str, Any]) -> Iterator[tuple[State, str]
 def _counters(status: dict[str, Any]) -> Iterator[tuple[State, str]]:
     count = {name: int(value) for name, value in status["counters"].items()}
     parts = {name: count.get(name, 0) for name in ("stored", "rejected", "waiting")}
+    if count.get("deleted"):
+        parts["deleted with their run"] = count["deleted"]
     text = f"{count['accepted']} accepted = " + " + ".join(f"{value} {name}" for name, value in parts.items())
     adds_up = count["accepted"] == sum(parts.values())
     yield ("ok", text) if adds_up else ("wrong", f"{text} does not add up: this is a bug, please report it")
     if parts["rejected"]:
         yield "look", "what was rejected, and why: ncmon query 'SELECT run_id, code, reason FROM rejected'"
+    if count.get("inbox"):
+        waited = f"{count['inbox']} of these are on disk and not evaluated yet ({count['inbox_bytes'] >> 10} KB)"
+        lag_s = float(status.get("lag_s", 0.0))
+        # Less than a minute is what any burst takes.
+        yield "ok" if lag_s < LONG_LAG_S else "look", f"{waited}, the oldest for {lag_s:.0f} s"
     if count.get("refused"):
         yield "look", f"{count['refused']} sessions were refused: the daemon's log says whose"
 
@@ -123,7 +134,7 @@ def _socket(endpoint: str) -> Iterator[tuple[State, str]]:
         yield "ok", f"{path.parent} is closed to others"
 
 
-def _database(path: Path) -> Iterator[tuple[State, str]]:
+def _database(path: Path, *, served: bool) -> Iterator[tuple[State, str]]:
     from ncmon.store.queries import Store
 
     if not path.exists():
@@ -131,7 +142,10 @@ def _database(path: Path) -> Iterator[tuple[State, str]]:
         return
     with Store.open(path) as store:
         runs = len(store.summary())
+        waiting = store.waiting()
     yield "ok", f"{path}: {runs} runs, {path.stat().st_size >> 20} MB"
+    if waiting and not served:
+        yield "look", f"{waiting} windows wait in it to be evaluated: ncmon serve --db {path}"
     journal = path.with_name(path.name + "-wal")
     if journal.exists() and journal.stat().st_size > LONG_JOURNAL_BYTES:
         yield "look", f"its journal has {journal.stat().st_size >> 20} MB: a viewer that hangs keeps it, close it"

@@ -139,6 +139,7 @@ def _export(path: Path, runs: list[StoredRun], choice: Choice, table: str, *, di
 
 
 def _export_database(source: Path, target: Path, runs: list[StoredRun]) -> None:
+    from ncmon.cli.merge import say_waiting
     from ncmon.store.merge import merge
 
     if target.exists():
@@ -147,4 +148,5 @@ def _export_database(source: Path, target: Path, runs: list[StoredRun]) -> None:
         raise UsageError(f"{target} is the database of this user")
     merged = merge(source, target, runs=[run.run_id for run in runs])
     windows = sum(one.added for one in merged)
+    say_waiting(source, sum(one.waiting for one in merged))
     write(lines([clean(f"{target}: {len(merged)} run{'s' if len(merged) > 1 else ''}, {windows} windows")]))

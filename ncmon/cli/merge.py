@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ncmon import config
+from ncmon.cli import diagnostics
 from ncmon.cli.arguments import database_option, examples, format_option
 from ncmon.cli.output import Column, Listing, emit
 
@@ -27,11 +28,11 @@ def command(sources: tuple[Path, ...], database: Path | None, form: str) -> None
     from ncmon.store.merge import merge
 
     target = config.default_database() if database is None else database.expanduser()
-    rows = [
-        (str(source), one.run_id, one.name, one.outcome, one.added, one.replaced)
-        for source in sources
-        for one in merge(source.expanduser(), target)
-    ]
+    rows = []
+    for source in sources:
+        merged = merge(source.expanduser(), target)
+        rows += [(str(source), one.run_id, one.name, one.outcome, one.added, one.replaced) for one in merged]
+        say_waiting(source, sum(one.waiting for one in merged))
     columns = (
         Column(key="source", heading="FROM", clip=24),
         Column(key="run_id", heading="RUN", clip=14),
@@ -41,3 +42,12 @@ def command(sources: tuple[Path, ...], database: Path | None, form: str) -> None
         Column(key="replaced", heading="REPLACED", right=True),
     )
     emit(Listing(columns=columns, rows=rows, empty="these databases hold no run"), form)
+
+
+def say_waiting(source: Path, messages: int) -> None:
+    """Say on stderr that what is taken over is not all that is there."""
+    if messages:
+        diagnostics.say(
+            f"{source}: {messages} windows were received and not evaluated yet: a daemon (`ncmon serve --db {source}`) "
+            "does that, then do this once more"
+        )

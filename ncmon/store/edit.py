@@ -4,8 +4,8 @@ Safe beside a daemon that writes: every change is a transaction of its own that 
 waits for the daemon's like the daemon waits for it, and increments the revision, so that viewers look again. What is
 large goes in steps; a deletion that was interrupted is finished by deleting again.
 
-A deleted run stays known by the numbers of its messages: what its trainer sends once more, or a merge brings once more,
-is not stored a second time.
+A deleted run stays known by the numbers of its messages, those that waited in the inbox among them: what its trainer
+sends once more, or a merge brings once more, is not stored a second time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from ncmon.store.connection import BUSY_S, check_file, describe, harden, schema_
 
 STEP_WINDOWS = 50
 """Windows that are deleted in one transaction: tens of milliseconds at twenty layers."""
+STEP_BYTES = 4 * 1024 * 1024
+"""Of messages that wait, likewise."""
 FIRST_PAGES = 64
 """Pages that are given back to the file system in one, to begin with: moving one costs what the disk makes of it."""
 MOST_PAGES = 10_000
@@ -92,6 +94,8 @@ class Editor:
 
     def delete(self, run_id: str) -> int:
         """Delete a run with all that belongs to it; return how many windows it had."""
+        # Before the windows, so that no new ones come of it meanwhile.
+        self._delete_waiting(run_id)
         windows = self._windows(
             "SELECT w.window_key FROM window w JOIN run r USING (run_key) WHERE r.run_id = ?", run_id
         )
@@ -167,11 +171,33 @@ WHERE (place - 1) % ? <> 0 AND rest > 1""",
             with taking_turns(), transaction(self._connection, self.path):
                 self._for_each("DELETE FROM window WHERE window_key = ?", part)
 
+    def _delete_waiting(self, run_id: str) -> None:
+        """Delete what waits of a run in the inbox."""
+        with _described(self.path):
+            rows = self._connection.execute(
+                "SELECT inbox_key, nbytes FROM inbox WHERE run_id = ? ORDER BY inbox_key", (run_id,)
+            ).fetchall()
+        part: list[int] = []
+        nbytes = 0
+        for place, (key, size) in enumerate(rows):
+            part.append(key)
+            nbytes += size
+            if nbytes >= STEP_BYTES or place == len(rows) - 1:
+                with taking_turns(), transaction(self._connection, self.path):
+                    self._take_out("inbox_key BETWEEN ? AND ? AND run_id = ?", part[0], part[-1], run_id)
+                part, nbytes = [], 0
+
+    def _take_out(self, which: str, *parameters: Any) -> None:
+        known = f"SELECT stream_key, seq FROM inbox WHERE {which}"  # noqa: S608 fixed text
+        self._connection.execute(f"INSERT INTO origin (stream_key, seq) {known} ON CONFLICT DO NOTHING", parameters)
+        self._connection.execute(f"DELETE FROM inbox WHERE {which}", parameters)  # noqa: S608 fixed text
+
     def _delete_rest(self, run_id: str) -> None:
-        """Delete a run, its layers, whatever table refers to it, and the windows that have come in the meantime."""
+        """Delete a run, its layers, whatever table refers to it, and what has come in the meantime."""
         found = self._connection.execute("SELECT run_key FROM run WHERE run_id = ?", (run_id,)).fetchone()
         if found is None:
             raise NotFound(f"run {run_id} is no longer in {self.path}")
+        self._take_out("run_id = ?", run_id)
         of_windows = dict(self._referring("window"))
         for table, column in of_windows.items():
             self._connection.execute(

@@ -5,6 +5,8 @@ not taken twice, so that merging again, or in another order, changes nothing; of
 by the trainer's clock stays, as when a training resumes. A run whose messages are all known and that is not there was
 deleted here: it does not come back.
 
+What waits in the source's inbox is no window yet; it stays there, and its messages are not said to be here.
+
 The numbers of a source's messages are read before its windows and written after them: never is a message said to be
 here whose window is not, whatever interrupts a merge and whatever goes on in the source. Both files may have a daemon;
 every step here is one short transaction.
@@ -46,6 +48,8 @@ class Merged:
     """Windows that were not here."""
     replaced: int = 0
     """Windows in whose place stood an earlier one."""
+    waiting: int = 0
+    """Messages of it that wait in the source's inbox to be evaluated: once they are, merging again brings them."""
 
 
 def merge(source: Path, target: Path, *, runs: Sequence[str] | None = None) -> tuple[Merged, ...]:
@@ -94,16 +98,17 @@ class _Merge:
 
     def _run(self, run: _Row) -> Merged:
         run_id = run["run_id"]
-        streams = self._source.named("SELECT stream_key, stream, next FROM stream WHERE run_id = ?", (run_id,))
+        streams = self._source.named("SELECT stream_key, stream, opened FROM stream WHERE run_id = ?", (run_id,))
         origins = {
             row["stream"]: self._source.execute("SELECT seq FROM origin WHERE stream_key = ?", (row["stream_key"],))
             for row in streams
         }
         here = self._target.execute("SELECT run_key FROM run WHERE run_id = ?", (run_id,)).fetchone()
+        ((waiting,),) = self._source.execute("SELECT count(*) FROM inbox WHERE run_id = ?", (run_id,))
         outcome: Outcome
         if any(origins.values()) and self._all_known(origins):
             outcome = "known" if here is not None else "deleted here"
-            return Merged(run_id=run_id, name=run["name"], outcome=outcome)
+            return Merged(run_id=run_id, name=run["name"], outcome=outcome, waiting=waiting)
         added, replaced = self._windows(run, self._put_run(run))
         with transaction(self._target, self._path):
             self._put_gaps(run_id)
@@ -111,7 +116,7 @@ class _Merge:
             for row in streams:
                 self._put_stream(row, run_id, origins[row["stream"]])
         outcome = "new" if here is None else "more" if added or replaced else "known"
-        return Merged(run_id=run_id, name=run["name"], outcome=outcome, added=added, replaced=replaced)
+        return Merged(run_id=run_id, name=run["name"], outcome=outcome, added=added, replaced=replaced, waiting=waiting)
 
     def _all_known(self, origins: Mapping[bytes, Sequence[tuple[int]]]) -> bool:
         for stream, numbers in origins.items():
@@ -230,8 +235,8 @@ acknowledged = coalesce(acknowledged, :acknowledged) WHERE {same}""",  # noqa: S
     def _put_stream(self, row: _Row, run_id: str, numbers: Sequence[tuple[int]]) -> None:
         """Record which messages are here now, and what the stream may send next."""
         self._target.execute(
-            "INSERT INTO stream (stream, next, run_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-            (row["stream"], 0, run_id),
+            "INSERT INTO stream (stream, next, run_id, opened) VALUES (?, 0, ?, ?) ON CONFLICT DO NOTHING",
+            (row["stream"], run_id, row["opened"]),
         )
         find = "SELECT stream_key, next FROM stream WHERE stream = ?"
         key, following = self._target.execute(find, (row["stream"],)).fetchone()

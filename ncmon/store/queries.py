@@ -111,6 +111,11 @@ class Store:
         known = dict.fromkeys(text for row in names for text in (row[2], row[1]))
         raise NotFound(f"no run is named {ref!r}{near(ref, known) or '; `ncmon runs` lists all'}")
 
+    def waiting(self) -> int:
+        """Return how many messages wait in the inbox: received, on disk, and not evaluated yet."""
+        ((count,),) = self._reader.execute("SELECT count(*) FROM inbox")
+        return int(count)
+
     def summary(
         self,
         metrics: Sequence[str] = OVERVIEW,
@@ -129,13 +134,21 @@ class Store:
         selected = ", ".join("NULL" if asked in unknown else f'd."{name}"' for asked, name in names.items())
         everyone = f"SELECT {RUN_COLUMNS} FROM run ORDER BY started DESC, run_key DESC"  # noqa: S608 fixed columns
         newest = "SELECT value AS run_key FROM json_each(:keys)"
-        # The last windows are found by index, run by run: a store of years costs no more than one of a day.
+        # The windows are found by index, run by run: a store of years costs no more than one of a day. The trend is
+        # that of the whole run, at steps as far from each other as they can be: its end alone would look flat.
         windows = f"""WITH chosen AS (
   SELECT n.run_key, coalesce((SELECT 'train' FROM window WHERE run_key = n.run_key AND split = 'train' LIMIT 1),
-    (SELECT split FROM window WHERE run_key = n.run_key ORDER BY window_key DESC LIMIT 1)) AS split FROM ({newest}) n)
+    (SELECT split FROM window WHERE run_key = n.run_key ORDER BY window_key DESC LIMIT 1)) AS split FROM ({newest}) n),
+spanned AS (SELECT run_key, split,
+  (SELECT min(step) FROM window w WHERE w.run_key = chosen.run_key AND w.split = chosen.split) AS low,
+  (SELECT max(step) FROM window w WHERE w.run_key = chosen.run_key AND w.split = chosen.split) AS high FROM chosen)
 SELECT c.run_key, c.split, w.epoch, w.step, w.time, w.exact, {selected}
-FROM chosen c JOIN window w ON w.window_key IN (SELECT x.window_key FROM window x WHERE x.run_key = c.run_key
-    AND x.split = c.split ORDER BY x.step DESC, x.exact DESC LIMIT :points)
+FROM spanned c JOIN window w ON w.window_key IN (
+    SELECT (SELECT x.window_key FROM window x WHERE x.run_key = c.run_key AND x.split = c.split
+      AND x.step >= c.low + (c.high - c.low) * p.value / :points ORDER BY x.step, x.exact LIMIT 1)
+    FROM json_each(:places) p
+    UNION SELECT (SELECT x.window_key FROM window x WHERE x.run_key = c.run_key AND x.split = c.split
+      ORDER BY x.step DESC, x.exact DESC LIMIT 1))
   LEFT JOIN layer l ON l.run_key = c.run_key AND l.name = :layer
   LEFT JOIN reading d ON d.layer_key = l.layer_key AND d.window_key = w.window_key
 ORDER BY c.run_key, w.step, w.exact"""  # noqa: S608 names are columns
@@ -145,6 +158,7 @@ ORDER BY c.run_key, w.step, w.exact"""  # noqa: S608 names are columns
             found = [(row[0], run_of(row)) for row in self._reader.execute(everyone)]
             runs = dict([pair for pair in found if where is None or where(pair[1])][:limit])
             options = {"keys": json.dumps(list(runs)), "layer": CLASSIFIER_INPUT, "points": TREND_POINTS}
+            options["places"] = json.dumps(list(range(TREND_POINTS)))
             points: dict[int, list[tuple[Any, ...]]] = {}
             for row in self._reader.execute(windows, options):
                 points.setdefault(row[0], []).append(row[1:])

@@ -128,7 +128,7 @@ class RunSummary:
     values: Mapping[str, float]
     """The latest value of each metric that was asked for; NaN where the last window has none."""
     trend: FloatArray
-    """The trend metric of the last windows, ascending in step."""
+    """The trend metric over the whole run, at few steps as far from each other as they can be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

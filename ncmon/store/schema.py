@@ -7,7 +7,8 @@
     class_reading  one a (window, class) of the classifier's input, wide likewise
     array          class and pair arrays as BLOBs      origin         every message that is in the store, once
     gap, rejected  what is missing, and why            definition     what each column means, by version
-    meta           the revision that viewers compare   migration      what was done to this file
+    inbox          messages that wait to be evaluated  migration      what was done to this file
+    meta           the revision that viewers compare
     alert          what rules raised, and when it was over      alert_memory   what rules remember of a run
 
 Fixed tables change by migrations: small named functions, applied in the transaction that records them. Columns of
@@ -67,6 +68,18 @@ def add_assumptions(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE window ADD COLUMN assumptions TEXT")
 
 
+def add_inbox(connection: sqlite3.Connection) -> None:
+    """Make room for messages that are acknowledged and not evaluated yet, and for when a stream was first heard of."""
+    connection.execute(
+        """CREATE TABLE inbox (inbox_key INTEGER PRIMARY KEY, entry INTEGER NOT NULL, run_id TEXT NOT NULL,
+  stream_key INTEGER NOT NULL REFERENCES stream (stream_key), seq INTEGER NOT NULL, received REAL NOT NULL,
+  nbytes INTEGER NOT NULL, message BLOB NOT NULL) STRICT"""
+    )
+    # Holds what is counted, so that counting a long inbox does not read it.
+    connection.execute("CREATE INDEX inbox_by_run ON inbox (run_id, inbox_key, nbytes)")
+    connection.execute("ALTER TABLE stream ADD COLUMN opened REAL")
+
+
 def add_alerts(connection: sqlite3.Connection) -> None:
     """Make room for alerts, and for what the rules remember of a run."""
     connection.execute(
@@ -94,6 +107,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(name="create_tables", apply=create_tables),
     Migration(name="add_edits", apply=add_edits),
     Migration(name="add_assumptions", apply=add_assumptions),
+    Migration(name="add_inbox", apply=add_inbox),
     Migration(name="add_alerts", apply=add_alerts),
     Migration(name="add_movement", apply=add_movement),
 )

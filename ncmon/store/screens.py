@@ -54,6 +54,8 @@ class ClassPart:
     matrix: FloatArray | None
     """(C, C) cosines between classes of the nearest kept window up to that moment, None where none was kept."""
     matrix_epoch: int
+    matrix_low: float = np.nan
+    """The least of them, NaN where there is none."""
     index: int
     """The class whose history follows."""
     history_step: IntArray
@@ -80,6 +82,7 @@ class Cache:
     rows: dict[int, dict[str, float]] = field(default_factory=dict)
     matrix_key: tuple[Any, ...] = ()
     matrix: FloatArray | None = None
+    matrix_low: float = np.nan
 
 
 def windows_at(run: StoredRun, step: int | None, layers: Sequence[str] | None = None) -> tuple[WindowReadings, ...]:
@@ -200,6 +203,7 @@ ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed text
         arrays=found,
         matrix=matrix,
         matrix_epoch=matrix_epoch,
+        matrix_low=cache.matrix_low if matrix is not None else np.nan,
         index=index,
         history_step=steps,
         history_epoch=epochs,
@@ -263,6 +267,7 @@ ORDER BY w.step DESC, w.exact DESC LIMIT 1""",
             "SELECT value FROM array WHERE window_key = ? AND layer_key = ? AND name = 'inter_cos'", key[1:]
         )
         cache.matrix_key, cache.matrix = key, arrays.unpack(blob[0][0])
+        cache.matrix_low = float(np.fmin.reduce(cache.matrix, axis=None)) if cache.matrix.size else np.nan
     return cache.matrix, rows[0][1]
 
 

@@ -1,8 +1,9 @@
 """Writing: one transaction a batch, all of it or nothing.
 
-The rule that everything rests on: a message's content, its origin and `stream.next` are committed together, so that an
-acknowledgement of `next` never promises more than the file holds. A record whose messages are all in the store already
-is ignored; PRIMARY KEY (stream, seq) of `origin` is the second belt.
+The rule that everything rests on: a message's content and `stream.next` are committed together, so that an
+acknowledgement of `next` never promises more than the file holds. The content is what became of a message, with its
+origin, or the message itself in the inbox, which what becomes of it leaves again in one transaction with the origin. A
+record whose messages are all in the store already is ignored; PRIMARY KEY (stream, seq) of `origin` is the second belt.
 
 A window of a run, split, step and kind (exact or streaming) that comes again, from a resumed run, replaces the first.
 Scalars are kept for ever; class and pair arrays for the last ten windows and the last window of every tenth epoch.
@@ -38,7 +39,7 @@ from ncmon.model import (
     StreamSeq,
     Window,
 )
-from ncmon.store import alerts, arrays, schema
+from ncmon.store import alerts, arrays, inbox, schema
 from ncmon.store.connection import BUSY_S, describe
 from ncmon.store.migrate import REGISTRY, connect_writer
 from ncmon.store.trim import Trimmed, Trimmer, file_bytes, vacuum
@@ -50,6 +51,8 @@ KEPT_EPOCHS = 10
 MAX_HIDDEN_ARRAY_BYTES = 1024 * 1024
 """Larger arrays are kept for the classifier's input only: (C, C) of every layer is 8 MB each at a thousand classes."""
 VACUUM_PAGES = 4096
+MANY_FREE_PAGES, GIVE_BACK_PAGES = 25_000, 1_000
+"""100 MB are kept to be used again; what is more goes in steps of some ms."""
 MAX_REJECTED = 10_000
 """The newest are kept: a broken client must not fill the disk."""
 
@@ -60,6 +63,24 @@ class Stored:
 
     origins: tuple[StreamSeq, ...]
     item: Evaluation | Gap | RunEnd | Rejection
+    entry: inbox.Entry | None = None
+    """Where it waited in the inbox; None for what was never put there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Waiting:
+    """Messages that are put into the inbox, to be evaluated later as one thing."""
+
+    origins: tuple[StreamSeq, ...]
+    run_id: str
+    messages: tuple[bytes, ...]
+    """One of each origin, packed; empty where a newer one of the same rank counts."""
+    received: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the messages."""
+        return sum(map(len, self.messages))
 
 
 class Writer:
@@ -74,13 +95,25 @@ class Writer:
         self._insert_class = _insert("class_reading", (*schema.CLASS_FIXED, *self._class_names))
         self._trimmer = Trimmer(connection)
         self._data_version = -1
+        self.edited = True
+        """Whether another connection has written since the owner of this flag put it down."""
+        self._streams: dict[bytes, _Place] = {}
+        """Of the transaction that is under way."""
+        self._last_key: int | None = None
+        """The greatest key of the inbox, as far as this connection knows: nobody else puts anything in."""
         self._runs: dict[str, int] = {}
         self._layers: dict[tuple[int, str], tuple[int, tuple[object, ...]]] = {}
 
     @classmethod
-    def open(cls, path: Path) -> Writer:
-        """Open or make a database; raises `StoreError` for one that is foreign, newer, damaged or out of reach."""
-        return cls(path, connect_writer(path, version=ncmon.__version__))
+    def open(cls, path: Path, *, checkpoint_pages: int | None = None) -> Writer:
+        """Open or make a database; raises `StoreError` for one that is foreign, newer, damaged or out of reach.
+
+        `checkpoint_pages` is how long the write-ahead log may be before a commit folds it back, by default SQLite's.
+        """
+        connection = connect_writer(path, version=ncmon.__version__)
+        if checkpoint_pages is not None:
+            connection.execute(f"PRAGMA wal_autocheckpoint = {int(checkpoint_pages)}")
+        return cls(path, connection)
 
     def close(self) -> None:
         """Close the file; SQLite folds its journal back into it. Closing twice does nothing."""
@@ -145,36 +178,82 @@ class Writer:
                 [(run_key, number, name) for number, name in enumerate(run.class_names)],
             )
             self._connection.execute(
-                "INSERT INTO stream (stream, next, run_id) VALUES (?, 0, ?)"
+                "INSERT INTO stream (stream, next, run_id, opened) VALUES (?, 0, ?, ?)"
                 " ON CONFLICT (stream) DO UPDATE SET run_id = excluded.run_id",
-                (stream, run.run_id),
+                (stream, run.run_id, now),
             )
             self._connection.execute("UPDATE meta SET revision = revision + 1")
 
-    def commit(self, batch: Sequence[Stored], *, now: float) -> None:
+    def commit(self, batch: Sequence[Stored | Waiting], *, now: float) -> list[Stored | Waiting]:
         """Store a batch in one transaction, or raise and store nothing of it.
+
+        Returns what was passed over: what waited in an inbox where it no longer is, because its run was deleted, and
+        what shall wait and is here already.
 
         Raises `StoreError` when the file cannot be written, now, and `Rejected` when something in the batch can never
         be: then its neighbours may be committed without it. Afterwards `stream_next` of every stream in it stands
         behind its last message. `now` is the daemon's clock, in unix seconds.
         """
+        passed: list[Stored | Waiting] = []
         if not batch:
-            return
+            return passed
         with self._transaction():
             seen: set[str] = set()
+            rows: list[inbox.Row] = []
             changed = False
             for record in batch:
-                if not self._take_origins(record.origins):
+                if isinstance(record, Waiting):
+                    if self._put_off(record, rows):
+                        seen.add(record.run_id)
+                    else:
+                        passed.append(record)
+                    continue
+                if record.entry is not None and not inbox.take(self._connection, record.entry):
+                    passed.append(record)
+                    continue
+                if not self._take_origins(record.origins, waited=record.entry is not None):
                     continue
                 changed = True
-                run_id = self._put(record.item, now)
-                if run_id:
+                run_id = self._put(record.item, now, record.entry)
+                # What waited says that its run was alive when it came, which was recorded then.
+                if run_id and record.entry is None:
                     seen.add(run_id)
+            self._connection.executemany(
+                "UPDATE stream SET next = ? WHERE stream_key = ?",
+                [(place.next, place.key) for place in self._streams.values() if place.moved],
+            )
+            inbox.put(self._connection, rows)
             self._connection.executemany(
                 "UPDATE run SET last_seen = ? WHERE run_id = ?", [(now, run_id) for run_id in sorted(seen)]
             )
             if changed:
                 self._connection.execute("UPDATE meta SET revision = revision + 1")
+        return passed
+
+    def queues(self) -> dict[str, inbox.Queue]:
+        """Return what waits in the inbox, by run. Raises `StoreError`."""
+        with self._reading():
+            return inbox.queues(self._connection)
+
+    def entries(self, run_id: str, after: int) -> list[inbox.Entry]:
+        """Return the next entries of a run in the inbox, behind the one with key `after`. Raises `StoreError`."""
+        with self._reading():
+            return inbox.entries(self._connection, run_id, after)
+
+    def messages(self, entry: inbox.Entry) -> tuple[bytes, ...]:
+        """Return the messages of an entry of the inbox, none where it is gone. Raises `StoreError`."""
+        with self._reading():
+            return inbox.messages(self._connection, entry)
+
+    def oldest_waiting(self) -> float | None:
+        """Return when the oldest message in the inbox was received, in Unix seconds. Raises `StoreError`."""
+        with self._reading():
+            return inbox.oldest(self._connection)
+
+    def look_for_edits(self) -> None:
+        """Set `edited` where another connection has written. Raises `StoreError`."""
+        with self._reading():
+            self._forget_if_edited()
 
     def put_alerts(self, changes: Sequence[Alert], memories: Mapping[str, str]) -> tuple[Alert, ...]:
         """Store alerts that were raised or are over, and what rules remember; return those raised, as they are now."""
@@ -233,9 +312,17 @@ class Writer:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1e3)}")
 
+    def give_back(self) -> None:
+        """Give some of many free pages back to the file system: a long inbox leaves them. Raises `StoreError`."""
+        with self._reading():
+            (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+            if free > MANY_FREE_PAGES:
+                vacuum(self._connection, GIVE_BACK_PAGES)
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
+            self._streams.clear()
             self._connection.execute("BEGIN IMMEDIATE")
             self._forget_if_edited()
             yield
@@ -244,6 +331,7 @@ class Writer:
             # What was learned of keys inside the transaction is undone with it.
             self._runs.clear()
             self._layers.clear()
+            self._last_key = None
             try:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
@@ -260,34 +348,65 @@ class Writer:
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         if version != self._data_version:
             self._data_version = version
+            self.edited = True
             self._runs.clear()
             self._layers.clear()
 
-    def _take_origins(self, origins: Sequence[StreamSeq]) -> bool:
-        """Record the messages that are new and move their streams on; False when all of them are stored already."""
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {describe(error)}") from error
+
+    def _place(self, stream: bytes) -> _Place:
+        """Return where a stream stands, a new one at 0."""
+        place = self._streams.get(stream)
+        if place is None:
+            row = self._connection.execute("SELECT stream_key, next FROM stream WHERE stream = ?", (stream,)).fetchone()
+            if row is None:
+                cursor = self._connection.execute("INSERT INTO stream (stream, next) VALUES (?, 0)", (stream,))
+                row = (cursor.lastrowid, 0)
+            place = self._streams[stream] = _Place(key=row[0], next=row[1])
+        return place
+
+    def _take_origins(self, origins: Sequence[StreamSeq], *, waited: bool) -> bool:
+        """Record the messages that are new and move their streams on; False when all of them are stored already.
+
+        A stream has moved on behind those that `waited` in the inbox.
+        """
         fresh = False
         for origin in origins:
-            row = self._connection.execute(
-                "SELECT stream_key, next FROM stream WHERE stream = ?", (origin.stream,)
-            ).fetchone()
-            if row is None:
-                cursor = self._connection.execute("INSERT INTO stream (stream, next) VALUES (?, 0)", (origin.stream,))
-                row = (cursor.lastrowid, 0)
-            stream_key, following = row
-            if origin.seq < following:
+            place = self._place(origin.stream)
+            if origin.seq < place.next and not waited:
                 continue
             cursor = self._connection.execute(
-                "INSERT INTO origin (stream_key, seq) VALUES (?, ?) ON CONFLICT DO NOTHING", (stream_key, origin.seq)
+                "INSERT INTO origin (stream_key, seq) VALUES (?, ?) ON CONFLICT DO NOTHING", (place.key, origin.seq)
             )
             fresh = fresh or cursor.rowcount > 0
-            self._connection.execute("UPDATE stream SET next = ? WHERE stream_key = ?", (origin.seq + 1, stream_key))
+            place.move(origin.seq + 1)
         return fresh
 
-    def _put(self, item: Evaluation | Gap | RunEnd | Rejection, now: float) -> str:
+    def _put_off(self, record: Waiting, rows: list[inbox.Row]) -> bool:
+        """Add the rows of what shall wait and move its streams on; False when all of it is here already."""
+        places = [self._place(origin.stream) for origin in record.origins]
+        if all(origin.seq < place.next for origin, place in zip(record.origins, places, strict=True)):
+            return False
+        if self._last_key is None:
+            self._last_key = inbox.last_key(self._connection)
+        entry = self._last_key + 1
+        for origin, place, message in zip(record.origins, places, record.messages, strict=True):
+            self._last_key += 1
+            row = (self._last_key, entry, record.run_id, place.key, origin.seq, record.received, len(message), message)
+            rows.append(row)
+            place.move(origin.seq + 1)
+        return True
+
+    def _put(self, item: Evaluation | Gap | RunEnd | Rejection, now: float, entry: inbox.Entry | None) -> str:
         """Store one item; return the run that it is about."""
         match item:
             case Evaluation():
-                self._put_evaluation(item, now)
+                self._put_evaluation(item, now if entry is None else entry.received)
                 return item.window.run_id
             case Gap():
                 self._connection.execute(
@@ -295,13 +414,20 @@ class Writer:
                     (item.run_id, item.split, item.epoch, item.step, item.time, item.reason, now),
                 )
             case RunEnd():
-                # Of several ranks the first failure stands.
+                # Of several ranks the first failure stands. An end that waited while the run was resumed is none.
                 self._connection.execute(
                     """UPDATE run SET end_text = CASE WHEN status = 'failed' THEN end_text ELSE :text END,
                          status = CASE WHEN status = 'failed' THEN status ELSE :status END,
                          ended = max(coalesce(ended, :time), :time)
-                       WHERE run_id = :run_id""",
-                    {"text": item.text, "status": item.status, "time": item.time, "run_id": item.run_id},
+                       WHERE run_id = :run_id AND (:received IS NULL OR NOT EXISTS
+                         (SELECT 1 FROM stream s WHERE s.run_id = :run_id AND s.opened > :received))""",
+                    {
+                        "text": item.text,
+                        "status": item.status,
+                        "time": item.time,
+                        "run_id": item.run_id,
+                        "received": None if entry is None else entry.received,
+                    },
                 )
             case Rejection():
                 cursor = self._connection.execute(
@@ -435,6 +561,20 @@ class Writer:
         row = (layer_key, window_key, *quality, _json(attained) if attained else None, *values)
         self._connection.execute(self._insert_reading, row)
         self._connection.executemany(_INSERT_REASON, reasons)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Place:
+    """Where a stream stands inside a transaction."""
+
+    key: int
+    next: int
+    moved: bool = False
+
+    def move(self, following: int) -> None:
+        """Expect `following` next, unless the stream is further already."""
+        if following > self.next:
+            self.next, self.moved = following, True
 
 
 _UNSTORABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, ValueError, OverflowError)

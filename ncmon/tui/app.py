@@ -30,7 +30,7 @@ from textual.screen import Screen
 from ncmon.feed import Reads, Selection, Snapshot
 from ncmon.feeds import open_feeds
 from ncmon.model import CLASSIFIER_INPUT, Alert
-from ncmon.tui import keys, palette, sheets
+from ncmon.tui import keys, palette, sending, sheets
 from ncmon.tui.keys import NcmonKeys
 from ncmon.tui.leaving import Watchman
 from ncmon.tui.look import RATES_S, SMOOTHING, Look, load, look_file, save
@@ -56,6 +56,8 @@ SCREENS: dict[str, Callable[[], DataScreen]] = {
     "compare": CompareScreen,
     "alerts": AlertsScreen,
 }
+
+sending.only_changes()
 
 MOST_COPIED = 64_000
 """Characters: terminals and multiplexers drop longer ones without a word."""

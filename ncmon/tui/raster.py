@@ -161,11 +161,27 @@ def braille(bits: int) -> str:
     return chr(0x2800 + bits) if bits else " "
 
 
+FLAT = 2.0
+
+
 def sparkline(values: FloatArray, width: int, *, log: bool = True, ascii: bool = False) -> str:
-    """Return the last `width` values as blocks, each scaled to the range shown; a gap is a blank."""
+    """Return `width` values of all, evenly chosen, as blocks scaled to their range; a gap is a blank.
+
+    A range of less than `FLAT` times its least value is widened: what hardly moves shall look so.
+    """
     levels = "_.-~=*#@" if ascii else "▁▂▃▄▅▆▇█"
-    shown = values[-width:] if width > 0 else values[:0]
-    place = scale_of([shown], log=log).place(shown)
+    shown = values[np.linspace(0, len(values) - 1, min(width, len(values))).round().astype(int)]
+    known = shown[np.isfinite(shown) & (shown > 0 if log else True)]
+    if log and known.size:
+        low, high = float(known.min()), float(known.max())
+        if high / low < FLAT:
+            # Around the middle of one block, so that what trembles does not change blocks.
+            low = math.sqrt(low * high) * FLAT ** -(0.5 - 0.5 / len(levels))
+            high = FLAT * low
+        scale = Scale(low=low, high=high, log=True)
+    else:
+        scale = scale_of([shown], log=log)
+    place = scale.place(shown)
     return "".join(
         " " if np.isnan(p) else levels[min(int(np.clip(p, 0, 1) * len(levels)), len(levels) - 1)] for p in place
     )

@@ -25,6 +25,41 @@ STYLES: Mapping[str, Style] = {
     INCONSISTENT: palette.WARN,
     NONE: palette.DIM,
 }
+RECENT = 5
+"""Windows that tell where a number is going: their median beside that of as many before, so that noise does not."""
+MOST_RECENT = 20
+FLAT = 1.05
+
+
+def course(values: FloatArray) -> str:
+    """Return how far NC1 has come, and where it is going, in a few words; empty where that is too early to say."""
+    known = values[np.isfinite(values) & (values > 0)]
+    if known.size < 4:
+        return ""
+    k = _recent(known.size)
+    first, before, last = (float(np.median(part)) for part in (known[:3], known[-2 * k : -k], known[-k:]))
+    fold = first / last
+    now = "falling" if before / last > FLAT else "rising" if last / before > FLAT else "flat now"
+    rose = f"rose {1 / fold:.1f}-fold" if fold < 1 / FLAT else "has not moved"
+    return f"NC1 {f'fell {fold:.1f}-fold' if fold > FLAT else rose}, {now}"
+
+
+def _recent(windows: int) -> int:
+    """Return how many windows are the last ones: a tenth of them, within limits."""
+    return min(max(RECENT, min(windows // 10, MOST_RECENT)), windows // 2)
+
+
+def heading(values: FloatArray) -> int:
+    """Return whether a number rises (1), falls (-1) or neither, over its last windows and not only the last one."""
+    known = values[np.isfinite(values)]
+    if known.size < 2:
+        return 0
+    k = _recent(known.size)
+    before, last = float(np.median(known[-2 * k : -k])), float(np.median(known[-k:]))
+    least = 0.01 * float(np.ptp(known))
+    return 0 if abs(last - before) <= least else 1 if last > before else -1
+
+
 TITLES = {entry.name: entry.title for entry in METRICS}
 
 

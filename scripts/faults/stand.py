@@ -93,13 +93,20 @@ class Stand:
             return connection.execute(query).fetchall()
 
     def stored(self) -> int:
+        """Return how many windows are on disk, evaluated or waiting in the inbox."""
         try:
-            return int(self.rows("SELECT count(*) FROM window")[0][0])
+            return int(self.rows("SELECT (SELECT count(*) FROM window) + (SELECT count(*) FROM inbox)")[0][0])
         except sqlite3.Error:
             return 0
 
     def verdict(self, accepted: dict[str, set[int]]) -> dict[str, Any]:
-        """Compare what clients say was accepted with what the store holds."""
+        """Compare what clients say was accepted with what the store holds, once nothing waits in its inbox any more."""
+        waiting = self.rows("SELECT count(*) FROM inbox")[0][0]
+        wait_for(
+            lambda: self.rows("SELECT count(*) FROM inbox")[0][0] == 0,
+            "the inbox to be evaluated",
+            deadline_s=60.0 + 0.2 * waiting,
+        )
         found: dict[str, list[int]] = {}
         for run_id, step in self.rows("SELECT run_id, step FROM written JOIN run USING (run_key)"):
             found.setdefault(run_id, []).append(step)

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import zmq
 
-from ncmon.errors import ListenError, NotFound, UsageError
+from ncmon.errors import ListenError, NcmonError, NotFound, UsageError
+from ncmon.feed import Selection, open_feed
 from ncmon.gate import Gate, new_pair, shakes_hands
 from ncmon.keyring import Allowed, Keyring, ServerKey
 from ncmon.transport import Transport
@@ -357,6 +358,29 @@ def test_a_training_and_a_viewer_on_other_addresses_and_a_key_that_is_revoked_un
     assert daemon.wait(timeout=10) == 0
     secrets = [keys.read(site.path / f"{name}.key").secret for name in ("gpu1", "gpu2", "laptop")]
     assert not any(secret in site.log() for secret in secrets)
+
+
+def test_acknowledging_an_alert_needs_a_key_that_may_write(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert site.ncmon("keys", "init").returncode == 0
+    site.new("laptop", "--view")
+    site.new("both", "--view", "--write")
+    site.daemon()
+    sender, outbox = site.sender("both", monkeypatch)
+    offer(sender, outbox, range(1))
+    wait_for(lambda: sender.status().acknowledged == 1, "an acknowledgement")
+    for key in ("laptop", "both"):
+        monkeypatch.setenv("NCMON_KEY", str(site.path / f"{key}.key"))
+        with open_feed(site.endpoint) as feed:
+            wait_for(lambda feed=feed: len(feed.read(Selection()).open_alerts) == 1, "the alert of the lost window")
+            (alert,) = feed.read(Selection()).open_alerts
+            assert alert.rule == "windows-refused"
+            if key == "laptop":
+                with pytest.raises(NcmonError, match="the key laptop may look and not write: `ncmon keys new"):
+                    feed.acknowledge(alert, None)
+            else:
+                feed.acknowledge(alert, None)
+                wait_for(lambda feed=feed: not feed.read(Selection()).open_alerts, "it to press no longer")
+    assert sender.close(10.0)
 
 
 def test_a_stream_belongs_to_the_key_that_opened_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from ncmon.collector import Collector, Ready
 from ncmon.errors import StoreError
-from ncmon.model import Rejection, Run, RunEnd, Window
-from ncmon.reception import CREDIT_MESSAGES, MAX_STREAMS, Complaints, Reception, printable
+from ncmon.ingest import Arrival
+from ncmon.model import Rejection, Run, RunEnd
+from ncmon.reception import CREDIT_MESSAGES, CREDIT_SHARES, MAX_STREAMS, Complaints, Reception, printable
 from ncmon_client import wire
 from tests.factories import make_window
 from tests.messages import STREAM, make_gap, make_info, window_frames
@@ -96,7 +97,7 @@ def test_a_message_in_turn_is_acknowledged_when_it_is_stored_and_not_before() ->
     desk = Desk()
     desk.hello()
     ready = desk.say(window(0))
-    assert isinstance(ready[0].item, Window)
+    assert isinstance(ready[0].item, Arrival)
     assert desk.answers() == []
     desk.commit(ready)
     assert desk.answers() == [wire.Ack(next=1)]
@@ -194,11 +195,9 @@ def future(frames: list[bytes]) -> list[bytes]:
     [
         (corrupt(window(1)), "crc"),
         (future(window(1)), "version"),
-        (window(1, sampled_steps=10**6), "counts"),
         (window(1, run_id="other"), "run"),
         (window(1, rank=1, world_size=2), "run"),
         (window(1, n_classes=5), "run"),
-        (window(1, arrays=[]), "length"),
         (wire.encode(make_gap(split="x" * 300), stream=STREAM, seq=1), "meta"),
         (wire.encode(make_gap(step=2**63), stream=STREAM, seq=1), "meta"),
         (wire.encode(make_gap(time=float("nan")), stream=STREAM, seq=1), "nonfinite"),
@@ -211,7 +210,7 @@ def test_a_poisoned_message_takes_its_turn_as_a_rejection(frames: list[bytes], c
     desk = Desk()
     desk.hello()
     ready = [*desk.say(window(0)), *desk.say(frames), *desk.say(window(2))]
-    assert [type(one.item) for one in ready] == [Window, Rejection, Window]
+    assert [type(one.item) for one in ready] == [Arrival, Rejection, Arrival]
     rejection = ready[1].item
     assert isinstance(rejection, Rejection)
     assert (rejection.code, rejection.run_id, rejection.seq, rejection.time) == (code, "run", 1, 1.0)
@@ -220,6 +219,14 @@ def test_a_poisoned_message_takes_its_turn_as_a_rejection(frames: list[bytes], c
     desk.commit(ready)
     assert desk.answers() == [wire.Ack(next=3)]
     assert desk.reception.counters.rejected == 1
+
+
+def test_of_a_share_the_numbers_are_looked_at_before_it_waits_for_others() -> None:
+    desk = Desk(world=2)
+    desk.hello()
+    [ready] = desk.say(window(0, world_size=2, sampled_steps=10**6))
+    assert isinstance(ready.item, Rejection)
+    assert ready.item.code == "counts"
 
 
 def test_poison_of_a_stranger_is_answered_like_any_message_of_a_stranger() -> None:
@@ -317,9 +324,9 @@ def test_the_end_of_a_run_takes_its_turn() -> None:
 def test_who_ignores_the_credit_is_not_held_for_ever() -> None:
     desk = Desk(world=2)
     desk.hello()
-    for seq in range(3 * CREDIT_MESSAGES):
+    for seq in range(3 * CREDIT_SHARES):
         desk.say(gap(seq) if seq else window(0, world_size=2))
-    assert desk.reception.counters.accepted == 2 * CREDIT_MESSAGES
+    assert desk.reception.counters.accepted == 2 * CREDIT_SHARES
 
 
 def test_streams_are_forgotten_from_the_one_that_was_silent_for_longest() -> None:

@@ -25,14 +25,15 @@ from ncmon.tui.widgets.table import Cell, Column, Table
 COLUMNS = (
     Column(title="", width=1, rank=0, right=False),
     Column(title="WHAT", width=23, rank=0, right=False),
-    Column(title="RUN", width=12, rank=1, right=False, grows=True),
+    Column(title="RUN", width=14, rank=1, right=False),
     Column(title="LAYER", width=16, rank=2, right=False),
-    Column(title="CLASS", width=7, rank=3, right=False),
+    Column(title="CLASS", width=7, rank=2, right=False),
     Column(title="SINCE", width=6, rank=1),
     Column(title="STATE", width=5, rank=1, right=False),
     Column(title="EPOCH", width=6, rank=4),
     Column(title="VALUE", width=9, rank=5),
     Column(title="SPLIT", width=12, rank=6, right=False),
+    Column(title="WHY", width=24, rank=3, right=False, grows=True),
 )
 SMALL_HEIGHT = 12
 _ADVICE = {rule.name: rule for rule in RULES}
@@ -195,6 +196,7 @@ def _cells(alert: Alert, runs: Mapping[str, Run], now: float, *, ascii: bool) ->
         (str(alert.epoch + 1) if alert.epoch >= 0 else "-", plain),
         (number(alert.value), plain),
         (f"{alert.split} {kind}".strip() or "-", palette.DIM),
+        (alert.text, plain),
     ]
 
 

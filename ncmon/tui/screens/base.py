@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 ROOM_FOR_TITLE = 120
 """Columns from which the status line says what an alert is about, and not only that there is one."""
 
+LEAST_CUT = 12
+"""Columns of a text that is cut, below which it is left out."""
+
 Sheet = tuple[Sequence[str], Sequence[Sequence[object]]]
 """Headings and rows: what `y` copies and `e` exports."""
 
@@ -256,13 +259,21 @@ def last_heard(snapshot: Snapshot) -> float | None:
 
 
 def justified(left: list[Span], right: list[Span], room: int) -> Row:
-    """Return a row with spans at both ends; what has no room on the left is cut, the right end stays."""
+    """Return a row with spans at both ends; the right end stays.
+
+    What has no room on the left is cut where enough of it stays to be read, and left out where not: half of
+    `epoch 40/40` says nothing.
+    """
     room -= sum(width(text) for text, _ in right)
     if room < 0:
         return tuple(right)
     kept: list[Span] = []
     for text, style in left:
         part = cut(text, room)
+        if kept and part != text:
+            if room < LEAST_CUT:
+                break
+            part = fit(text, room)
         room -= width(part)
         if part:
             kept.append((part, style))

@@ -40,6 +40,7 @@ COLUMNS = (
     Column(title="OF", width=9, rank=3, right=False),
     Column(title="NAME", width=16, rank=4, right=False),
 )
+MORE_CHARTS = 2
 SMALL_WIDTH, SMALL_HEIGHT, SIDE_BY_SIDE = 60, 14, 140
 
 
@@ -72,7 +73,10 @@ class BoundsScreen(OneRunScreen):
     def compose_body(self) -> ComposeResult:
         """Make the widgets."""
         with Container(id="bounds-body"):
-            yield Chart(id="bound-chart", ascii=self.ncmon.ascii_only)
+            with Container(id="bound-charts"):
+                yield Chart(id="bound-chart", ascii=self.ncmon.ascii_only)
+                for place in range(MORE_CHARTS):
+                    yield Chart(id=f"bound-chart-{place}", ascii=self.ncmon.ascii_only)
             with Container(id="bounds-below"):
                 yield Table(id="bound-table")
                 yield Text(id="bound-text")
@@ -95,7 +99,11 @@ class BoundsScreen(OneRunScreen):
         small = width < SMALL_WIDTH or height < SMALL_HEIGHT
         large = self.large or ("bound-table" if small else None)
         self.set_class(large is not None, "-one")
-        self.set_class(width >= SIDE_BY_SIDE and large is None, "-wide")
+        wide = width >= SIDE_BY_SIDE and large is None
+        self.set_class(wide, "-wide")
+        for place in range(MORE_CHARTS):
+            self.query_one(f"#bound-chart-{place}").display = wide
+        self.query_one("#bound-charts").display = large in (None, "bound-chart")
         self.set_class(height < 5, "-tiny")
         self.query_one("#bounds-below").display = large != "bound-chart"
         self.only(large)
@@ -131,12 +139,38 @@ class BoundsScreen(OneRunScreen):
                 cursor = moment(detail, snapshot.selection, look)
                 picture = framed(picture, look, cursor=cursor, zoom=self.ncmon.zoom)
             chart.show(picture)
+        self._draw_more(detail, split, said, chosen, window)
         if text.display:
             exact = window is not None and window.exact
-            text.show(_explained(chosen, detail.run, *text.size, exact=exact) if chosen is not None else [])
+            bars = _with_slacks(chosen, said) if self.has_class("-wide") else chosen
+            rows = _explained(chosen, bars, detail.run, *text.size, exact=exact) if chosen is not None else []
+            text.show(rows)
+
+    def _draw_more(
+        self, detail: Detail, split: str, said: list[Verdict], chosen: Verdict | None, window: WindowReadings | None
+    ) -> None:
+        """Draw, beside the bound under the cursor, its likes on what else the theorem is about."""
+        if chosen is None or not self.query_one("#bound-chart-0").display:
+            return
+        family = chosen.bound.name.partition("_")[0]
+        scalar = [verdict for verdict in said if verdict.bound.scope not in ("class", "pair")]
+        scalar.sort(key=lambda verdict: not verdict.bound.name.startswith(family))
+        shown = {chosen.bound.of if chosen.slacks is None else ""}
+        look = self.ncmon.look
+        for place in range(MORE_CHARTS):
+            other = next((verdict for verdict in scalar if verdict.bound.of not in shown), None)
+            chart = self.query_one(f"#bound-chart-{place}", Chart)
+            picture = self._picture(detail, split, other, window)
+            cursor = moment(detail, self.ncmon.selection, look)
+            chart.show(framed(picture, look, cursor=cursor, zoom=self.ncmon.zoom))
+            shown.add(other.bound.of if other is not None else "")
 
     def _make_room(self, table: Table, bounds: int) -> None:
-        wanted = "1fr" if self.has_class("-one") else min(bounds + 1, max(self.size.height // 3, 4))
+        wanted = (
+            "1fr"
+            if self.has_class("-one") or self.has_class("-wide")
+            else min(bounds + 1, max(self.size.height // 3, 4))
+        )
         if table.styles.height is None or str(table.styles.height) != str(wanted):
             table.styles.height = wanted
             self.call_after_refresh(self.again)
@@ -254,7 +288,16 @@ def _cells(verdict: Verdict, run: Run) -> list[Cell]:
     ]
 
 
-def _explained(verdict: Verdict, run: Run, width: int, height: int, *, exact: bool) -> list[Row]:
+def _with_slacks(chosen: Verdict | None, said: Sequence[Verdict]) -> Verdict | None:
+    """Return the bound of every class that the one under the cursor is the least of, or else the first there is."""
+    if chosen is None or chosen.slacks is not None:
+        return chosen
+    arrays = [verdict for verdict in said if verdict.slacks is not None]
+    own = [verdict for verdict in arrays if chosen.bound.name.startswith(verdict.bound.name)]
+    return next(iter((*own, *arrays)), chosen)
+
+
+def _explained(verdict: Verdict, bars: Verdict | None, run: Run, width: int, height: int, *, exact: bool) -> list[Row]:
     """Return what the bound says, why it may say nothing, the slack of each class, and what it rests on."""
     bound = verdict.bound
     rows: list[Row] = [((f" {bound.title}", palette.BOLD),)]
@@ -269,8 +312,8 @@ def _explained(verdict: Verdict, run: Run, width: int, height: int, *, exact: bo
         else "an estimate: the weights moved inside this window; exact windows (monitor.measure) make it a guarantee"
     )
     rows += _wrapped(standing, width, palette.GOOD if exact else palette.WARN)
-    if verdict.slacks is not None:
-        rows += _bars(verdict, run, width, MOST_BARS if height >= 18 else 6)
+    if bars is not None and bars.slacks is not None:
+        rows += _bars(bars, run, width, MOST_BARS if height >= 18 else 6)
     rows.append(((" assumes", palette.BOLD),))
     for text in bound.assumptions:
         rows += _wrapped(text, width, palette.NULL, first="- ")
@@ -325,4 +368,4 @@ def _bars(verdict: Verdict, run: Run, width: int, most: int) -> Sequence[Row]:
             part for part in (f"{more} more" if more else "", f"{without} without" if without else "") if part
         )
         rows.append(((f"  {text}", palette.DIM),))
-    return [((" slack of each class", palette.BOLD),), *rows]
+    return [((f" slack of each class, {verdict.bound.name}", palette.BOLD),), *rows]

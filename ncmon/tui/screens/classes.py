@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -220,16 +221,22 @@ def arranged(part: ClassPart, n_classes: int, sort: str, *, turned: bool = False
     return (known[::-1] if turned else known) + np.flatnonzero(np.isnan(key)).tolist()
 
 
+@lru_cache(maxsize=4)
+def _names(count: int, given: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(printable(given[i]) if i < len(given) else str(i) for i in range(count))
+
+
 def pair_picture(part: ClassPart, run: Run, index: int) -> HeatPicture:
     """Return the picture classes x classes: the cosines between classes, within them on the diagonal."""
     count = run.n_classes
-    names = [printable(run.class_name(i)) for i in range(count)]
+    names = _names(count, run.class_names)
     values = np.full((count, count), np.nan) if part.matrix is None else part.matrix
+    low = 0.0 if np.isnan(part.matrix_low) else part.matrix_low
     if part.matrix is not None and count <= MOST_DIAGONAL and values.shape == (count, count):
         values = values.copy()
         np.fill_diagonal(values, _of(part, "intra_cos", count))
+        low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
     nearest = _of(part, "nearest_class", count)[index] if count else np.nan
-    low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
     target = target_of("inter_cos_max", count) if count > 1 else None
     floor = min(-0.2 if target is None else float(np.floor(target * 10) / 10), float(np.floor(low * 10) / 10))
     return HeatPicture(

@@ -282,14 +282,25 @@ def _note(snapshot: Snapshot, part: LayerPart) -> list[Span]:
     if not len(right) or np.isnan(right).all():
         return [(" waiting for the first window", palette.DIM)]
     found = np.flatnonzero(right >= 0.99)
-    if not found.size:
-        best = int(np.nanargmax(right))
-        return [
-            (" no layer separates the classes yet", palette.BOLD),
-            (f"  the nearest class mean is right for {percent(float(right[best]))} % at best", palette.DIM),
-        ]
-    first = int(found[0])
-    return [
-        (f" effective depth {first + 1} of {len(part.layers)}", palette.BOLD),
-        (f"  from {printable(part.layers[first])} on the nearest class mean decides 99 %", palette.DIM),
-    ]
+    spans = _steepest(part)
+    if found.size:
+        first = int(found[0])
+        spans.append((f" effective depth {first + 1} of {len(part.layers)}", palette.BOLD))
+        spans.append((f" ({printable(part.layers[first])}: 99 % right by class means)", palette.DIM))
+    else:
+        best = percent(float(np.nanmax(right)))
+        spans.append((f" no layer is 99 % right by class means yet ({best})", palette.DIM))
+    return spans
+
+
+def _steepest(part: LayerPart) -> list[Span]:
+    """Return at which layer NC1 falls the most from the layer before: there most of the collapse happens."""
+    values = part.table["nc1_pinv"]
+    if len(values) < 2:
+        return []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where((values[:-1] > 0) & (values[1:] > 0), values[:-1] / values[1:], np.nan)
+    if np.isnan(ratio).all() or np.nanmax(ratio) <= 1:
+        return []
+    place = int(np.nanargmax(ratio))
+    return [(f" NC1 falls most at {printable(part.layers[place + 1])} ({ratio[place]:.1f}-fold) ", palette.BOLD)]

@@ -7,22 +7,32 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Container
 from textual.widgets import Input
 
 from ncmon import cells
 from ncmon.alerts import title_of
 from ncmon.detail import Detail
 from ncmon.feed import RunState, Snapshot, SourceState
+from ncmon.model import CLASSIFIER_INPUT
 from ncmon.store.results import RunSummary
 from ncmon.tui import palette
 from ncmon.tui.format import age, fit, number, printable
+from ncmon.tui.plots import framed, moment
 from ncmon.tui.screens.base import DataScreen, Sheet
+from ncmon.tui.screens.run import picture_of
+from ncmon.tui.verdicts import course
+from ncmon.tui.widgets.chart import Chart
 from ncmon.tui.widgets.lines import Row, Span
 from ncmon.tui.widgets.runs import COLUMNS, SORTS, RunTable
 from ncmon.tui.widgets.status import Text
 
+CHARTS = ("nc1", "cosine", "loss")
+"""Of the run under the cursor, where there is room."""
+WIDE, TALL = 140, 36
 MOST_SOURCE_ROWS = 4
 """For the states of several targets."""
 
@@ -34,6 +44,8 @@ class OverviewScreen(DataScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "open the run", show=True),
         Binding("slash", "filter", "filter runs", id="filter"),
+        Binding("n", "match(1)", "the next run that matches, the first after the last", id="next-match"),
+        Binding("N", "match(-1)", "the run before that matches", id="previous-match"),
         Binding("s", "sort", "sort by the next column", id="sort"),
         Binding("S", "reverse", "reverse the order", id="reverse"),
         Binding("space", "mark", "mark the run for Compare", id="mark"),
@@ -51,6 +63,9 @@ class OverviewScreen(DataScreen):
         yield Text(id="sources")
         yield RunTable(id="runs", ascii=self.ncmon.ascii_only)
         yield Text(id="preview")
+        with Container(id="overview-charts"):
+            for name in CHARTS:
+                yield Chart(id=f"overview-{name}", ascii=self.ncmon.ascii_only)
 
     def on_mount(self) -> None:
         """The table has the keys; the filter appears when it is asked for."""
@@ -94,6 +109,7 @@ class OverviewScreen(DataScreen):
         table.empty = _empty(snapshot, bool(self.filter))
         table.show(self._arranged(snapshot.runs, states), states, snapshot.taken_at)
         self._preview(snapshot, table.cursor)
+        self._draw_charts(snapshot)
 
     def behind(self, snapshot: Snapshot) -> list[Span]:
         """Return how many of several targets are in which state."""
@@ -145,7 +161,23 @@ class OverviewScreen(DataScreen):
             name = fit(f"{name}  ! {title_of(alert.rule)}: {printable(alert.text)}", max(width - 4, 1)).rstrip()
         heading = f"{rule} {name} {rule * max(0, width - len(name) - 3)}"
         style = palette.DIM if alert is None else palette.WARN
-        panel.show([((heading[:width], style),), _facts(snapshot, summary, width), _config(summary, width)])
+        panel.show([((heading[:width], style),), *_lines(snapshot, summary, width)])
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Large terminals show the charts of the run under the cursor as well."""
+        large = event.size.width >= WIDE and event.size.height >= TALL
+        self.query_one("#overview-charts").display = large
+        self.call_after_refresh(self.again)
+
+    def _draw_charts(self, snapshot: Snapshot) -> None:
+        detail = snapshot.detail
+        if detail is None or not self.query_one("#overview-charts").display:
+            return
+        for name in CHARTS:
+            picture = picture_of(name, detail, self.ncmon.look)
+            cursor = moment(detail, snapshot.selection, self.ncmon.look)
+            chart = self.query_one(f"#overview-{name}", Chart)
+            chart.show(framed(picture, self.ncmon.look, cursor=cursor, zoom=self.ncmon.zoom))
 
     def on_run_table_chosen(self, message: RunTable.Chosen) -> None:
         """Open a run."""
@@ -176,6 +208,10 @@ class OverviewScreen(DataScreen):
         field = self.query_one("#filter", Input)
         field.display = True
         field.focus()
+
+    def action_match(self, by: int) -> None:
+        """Go on to the next run that the filter leaves, around the ends."""
+        self.query_one(RunTable).action_round(by)
 
     def action_sort(self) -> None:
         """Sort by the next column."""
@@ -278,15 +314,37 @@ def _empty(snapshot: Snapshot, filtered: bool) -> list[str]:
     ]
 
 
+def _lines(snapshot: Snapshot, summary: RunSummary, width: int) -> list[Row]:
+    """Return what there is to say of a run: how it does, what it is, how it was configured."""
+    return [_verdict(snapshot, summary, width), _facts(snapshot, summary, width), _config(summary, width)]
+
+
+def _verdict(snapshot: Snapshot, summary: RunSummary, width: int) -> Row:
+    """Return in words whether it collapses, which class lags and beside which, and what is certified."""
+    detail = snapshot.detail
+    if detail is None or detail.run.run_id != summary.run.run_id:
+        return ((fit(f" {course(summary.trend)}", width), palette.BOLD),)
+    history = detail.series.get(summary.split, {}).get("nc1_pinv")
+    said = [course(history.value if history is not None and detail.layer is not None else summary.trend)]
+    window = detail.latest.get(summary.split)
+    found = window.layers.get(CLASSIFIER_INPUT) if window is not None else None
+    arrays = found.class_arrays if found is not None else {}
+    if "nearest_class" in arrays and np.isfinite(intra := arrays["intra_cos"]).any():
+        worst = int(np.nanargmin(intra))
+        nearest = arrays["nearest_class"][worst]
+        beside = f", next to {detail.run.class_name(int(nearest))}" if np.isfinite(nearest) else ""
+        said.append(f"{detail.run.class_name(worst)} lags{beside}")
+    if (certified := detail.certified(summary.split)) is not None:
+        said.append(f"certified {certified[0]}/{certified[1]}")
+    return ((fit(" " + " | ".join(printable(part) for part in said if part), width), palette.BOLD),)
+
+
 def _facts(snapshot: Snapshot, summary: RunSummary, width: int) -> Row:
     run = summary.run
     parts = [f"{summary.n_layers} layers", f"{run.n_classes} classes", f"{summary.n_windows} windows"]
     detail: Detail | None = snapshot.detail
-    if detail is not None and detail.run.run_id == run.run_id:
-        if (certified := detail.certified(summary.split)) is not None:
-            parts.append(f"certified {certified[0]}/{certified[1]} classes")
-        if detail.gaps:
-            parts.append(f"{detail.gaps} gaps")
+    if detail is not None and detail.run.run_id == run.run_id and detail.gaps:
+        parts.append(f"{detail.gaps} gaps")
     parts.append(f"on {run.host}" if run.host else run.run_id)
     return ((fit(" " + " | ".join(parts), width), palette.NULL),)
 

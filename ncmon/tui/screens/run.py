@@ -15,9 +15,10 @@ from ncmon.feed import Snapshot, target_of
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.tui import palette
 from ncmon.tui.format import fit, number, percent, printable
-from ncmon.tui.look import AXES
+from ncmon.tui.look import AXES, Look
 from ncmon.tui.plots import framed, moment, timeline, x_of
 from ncmon.tui.screens.base import OneRunScreen, Sheet
+from ncmon.tui.verdicts import heading
 from ncmon.tui.widgets.chart import Chart, Level, Line, Picture
 from ncmon.tui.widgets.lines import Row, Span
 from ncmon.tui.widgets.status import Text
@@ -94,85 +95,13 @@ class RunScreen(OneRunScreen):
         for name in PANELS:
             chart = self.query_one(f"#{name}", Chart)
             if chart.display:
-                picture = self._picture(name, detail)
+                picture = picture_of(name, detail, self.ncmon.look)
                 chart.show(framed(picture, self.ncmon.look, cursor=cursor, zoom=self.ncmon.zoom))
         values = self.query_one("#values", Text)
         values.show([_values(detail, snapshot.selection.step, values.size.width)])
         side = self.query_one("#side", Text)
         if side.display:
             side.show(_side(detail, side.size.width))
-
-    def _picture(self, name: str, detail: Detail) -> Picture:
-        classes = detail.run.n_classes
-        at_classifier = detail.layer is None or detail.layer.name == CLASSIFIER_INPUT
-        only = "only at the classifier's input: press ] for the last layer"
-        look = self.ncmon.look
-        if name == "nc1":
-            metric = NC1[look.nc1]
-            title = {"nc1_pinv": "NC1", "nc1_cdnv": "NC1 cdnv", "nc1_trace_ratio": "NC1 traces"}[metric]
-            return Picture(title=title, lines=self._by_split(detail, metric), log=look.log)
-        if name == "cosine":
-            lines = [
-                *self._lines(detail, "intra_cos_min", "intra", 0),
-                *self._lines(detail, "inter_cos_max", "inter", 1),
-            ]
-            if look.bounds and at_classifier:
-                lines += self._lines(detail, "cert_intra_min", "bound", 2)
-            target = target_of("inter_cos_max", classes)
-            levels = (Level(name="simplex", value=target),) if target is not None else ()
-            low = min([-0.2, *(float(np.nanmin(line.y)) for line in lines if np.isfinite(line.y).any())])
-            return Picture(title="cosine", lines=tuple(lines), levels=levels, span=(low - 0.05, 1.05))
-        if name == "nc23":
-            lines = [
-                *self._lines(detail, "nc2_equinorm", "norms", 0),
-                *self._lines(detail, "nc2_maxangle", "angles", 1),
-                *self._lines(detail, "nc3_cos_min", "1-NC3", 2, flip=True),
-            ]
-            return Picture(title="NC2 NC3", lines=tuple(lines), log=look.log)
-        if not at_classifier:
-            lines = list(self._by_split(detail, "ncc_acc", error=True))
-            return Picture(title="NCC error", lines=tuple(lines), log=look.log, empty="no NCC error")
-        lines = [
-            *self._lines(detail, "ce_loss", "loss", 0),
-            *self._lines(detail, "ce_bound_m", "floor", 1),
-            *self._lines(detail, "ce_gap", "gap", 2),
-        ]
-        return Picture(title="loss", lines=tuple(lines), log=look.log, empty=only)
-
-    def _by_split(self, detail: Detail, metric: str, *, error: bool = False) -> tuple[Line, ...]:
-        """Return one line a split, of one metric."""
-        lines = []
-        for number_, split in enumerate(detail.splits):
-            columns = detail.series.get(split, {}).get(metric)
-            if columns is not None and len(columns):
-                lines.append(
-                    Line(
-                        name=printable(split),
-                        x=x_of(columns, detail.run, self.ncmon.look),
-                        y=1.0 - columns.value if error else columns.value,
-                        style=palette.SERIES[number_ % len(palette.SERIES)],
-                        pattern=palette.PATTERNS[number_ % len(palette.PATTERNS)],
-                    )
-                )
-        return tuple(lines)
-
-    def _lines(self, detail: Detail, metric: str, name: str, place: int, *, flip: bool = False) -> list[Line]:
-        """Return the line of one metric, of the split that the run trains on."""
-        split = main_split(detail.splits)
-        columns = detail.series.get(split, {}).get(metric)
-        if columns is None or not len(columns):
-            return []
-        style = palette.BOUND if metric.startswith("cert") else palette.SERIES[place]
-        y = 1.0 - columns.value if flip else columns.value
-        return [
-            Line(
-                name=name,
-                x=x_of(columns, detail.run, self.ncmon.look),
-                y=y,
-                style=style,
-                pattern=palette.PATTERNS[place],
-            )
-        ]
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 
@@ -234,8 +163,83 @@ class RunScreen(OneRunScreen):
         return ("split", "step", "epoch", *names), rows
 
 
+def picture_of(name: str, detail: Detail, look: Look) -> Picture:
+    """Return one of the four pictures of a run, by the name of its panel."""
+    classes = detail.run.n_classes
+    at_classifier = detail.layer is None or detail.layer.name == CLASSIFIER_INPUT
+    only = "only at the classifier's input: press ] for the last layer"
+    if name == "nc1":
+        metric = NC1[look.nc1]
+        title = {"nc1_pinv": "NC1", "nc1_cdnv": "NC1 cdnv", "nc1_trace_ratio": "NC1 traces"}[metric]
+        return Picture(title=title, lines=_by_split(detail, look, metric), log=look.log)
+    if name == "cosine":
+        lines = [
+            *_series(detail, look, "intra_cos_min", "intra", 0),
+            *_series(detail, look, "inter_cos_max", "inter", 1),
+        ]
+        if look.bounds and at_classifier:
+            lines += _series(detail, look, "cert_intra_min", "bound", 2)
+        target = target_of("inter_cos_max", classes)
+        levels = (Level(name="simplex", value=target),) if target is not None else ()
+        low = min([-0.2, *(float(np.nanmin(line.y)) for line in lines if np.isfinite(line.y).any())])
+        return Picture(title="cosine", lines=tuple(lines), levels=levels, span=(low - 0.05, 1.05))
+    if name == "nc23":
+        lines = [
+            *_series(detail, look, "nc2_equinorm", "norms", 0),
+            *_series(detail, look, "nc2_maxangle", "angles", 1),
+            *_series(detail, look, "nc3_cos_min", "1-NC3", 2, flip=True),
+        ]
+        return Picture(title="NC2 NC3", lines=tuple(lines), log=look.log)
+    if not at_classifier:
+        lines = list(_by_split(detail, look, "ncc_acc", error=True))
+        return Picture(title="NCC error", lines=tuple(lines), log=look.log, empty="no NCC error")
+    lines = [
+        *_series(detail, look, "ce_loss", "loss", 0),
+        *_series(detail, look, "ce_bound_m", "floor", 1),
+        *_series(detail, look, "ce_gap", "gap", 2),
+    ]
+    return Picture(title="loss", lines=tuple(lines), log=look.log, empty=only)
+
+
+def _by_split(detail: Detail, look: Look, metric: str, *, error: bool = False) -> tuple[Line, ...]:
+    """Return one line a split, of one metric."""
+    lines = []
+    for number_, split in enumerate(detail.splits):
+        columns = detail.series.get(split, {}).get(metric)
+        if columns is not None and len(columns):
+            lines.append(
+                Line(
+                    name=printable(split),
+                    x=x_of(columns, detail.run, look),
+                    y=1.0 - columns.value if error else columns.value,
+                    style=palette.SERIES[number_ % len(palette.SERIES)],
+                    pattern=palette.PATTERNS[number_ % len(palette.PATTERNS)],
+                )
+            )
+    return tuple(lines)
+
+
+def _series(detail: Detail, look: Look, metric: str, name: str, place: int, *, flip: bool = False) -> list[Line]:
+    """Return the line of one metric, of the split that the run trains on."""
+    split = main_split(detail.splits)
+    columns = detail.series.get(split, {}).get(metric)
+    if columns is None or not len(columns):
+        return []
+    style = palette.BOUND if metric.startswith("cert") else palette.SERIES[place]
+    y = 1.0 - columns.value if flip else columns.value
+    return [
+        Line(
+            name=name,
+            x=x_of(columns, detail.run, look),
+            y=y,
+            style=style,
+            pattern=palette.PATTERNS[place],
+        )
+    ]
+
+
 def _values(detail: Detail, step: int | None, width: int) -> Row:
-    """Return the values of the layer at a moment, each with an arrow for where it went since the window before.
+    """Return the values of the layer at a moment, each with an arrow for where it has been going.
 
     What has no room is left out whole; half a number is another number.
     """
@@ -259,8 +263,7 @@ def _values(detail: Detail, step: int | None, width: int) -> Row:
         if not upto:
             continue
         value = float(columns.value[upto - 1])
-        before = float(columns.value[upto - 2]) if upto > 1 else value
-        arrow = "▲" if value > before else "▼" if value < before else " "
+        arrow = " ▲▼"[heading(columns.value[:upto])]
         both: list[Span] = [(f" {shown(value)}", palette.BOLD), (f" {name}{arrow}", palette.DIM)]
         room -= sum(len(text) for text, _ in both)
         if room < 0:

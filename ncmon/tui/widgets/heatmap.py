@@ -6,6 +6,7 @@ not, digits where it knows ASCII only. The legend is drawn with the same cells.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -213,7 +214,11 @@ def _pool(values: FloatArray, picture: HeatPicture, grid: Layout) -> FloatArray:
 def _line(cells: np.ndarray, below: np.ndarray | None, half: bool, ink: Ink) -> list[Span]:
     spans: list[Span] = []
     glyphs = heat.BLOCKS if ink == "blocks" else heat.DIGITS
-    for x, level in enumerate(cells.tolist()):
+    # Cell by cell would be most of what a map costs; neighbours are often the same.
+    changes = cells[1:] != cells[:-1] if below is None else (cells[1:] != cells[:-1]) | (below[1:] != below[:-1])
+    starts = [0, *(np.flatnonzero(changes) + 1).tolist(), len(cells)] if len(cells) else [0]
+    for x, end in itertools.pairwise(starts):
+        level = int(cells[x])
         under = int(below[x]) if below is not None else None
         if level < 0 and (under is None or under < 0):
             text, style = MISSING, palette.DIM
@@ -227,10 +232,7 @@ def _line(cells: np.ndarray, below: np.ndarray | None, half: bool, ink: Ink) -> 
             text, style = "▄", palette.ink(under)
         else:
             text, style = "▀", palette.heat(level, under)
-        if spans and spans[-1][1] is style:
-            spans[-1] = (spans[-1][0] + text, style)
-        else:
-            spans.append((text, style))
+        spans.append((text * (end - x), style))
     return spans
 
 

@@ -93,6 +93,20 @@ class Lines(Widget):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._rows: list[Row] = []
+        self._bases: dict[tuple[str, bool], Style] = {}
+
+    def notify_style_update(self) -> None:
+        """Forget what the style was."""
+        self._bases = {}
+        super().notify_style_update()
+
+    @property
+    def _base(self) -> Style:
+        """The style below all text: Textual asks every ancestor for it, which takes longer than to draw a row."""
+        key = (self.app.theme, self.has_focus)
+        if key not in self._bases:
+            self._bases[key] = self.rich_style
+        return self._bases[key]
 
     @property
     def _kind(self) -> str:
@@ -113,6 +127,7 @@ class Lines(Widget):
     def redraw(self) -> None:
         """Compose again and refresh what changed."""
         width, height = self.size
+        self._bases = {}
         if not (width and height):
             return
         new = [joined(row, width) for row in list(self.compose_rows(width, height))[:height]]
@@ -138,8 +153,8 @@ class Lines(Widget):
         """Return one row."""
         width = self.size.width
         if y >= len(self._rows):
-            return Strip([Segment(" " * width, self.rich_style)], width)
-        base, kind = self.rich_style, self._kind
+            return Strip([Segment(" " * width, self._base)], width)
+        base, kind = self._base, self._kind
         segments = [Segment(text, base + palette.inked(style, kind)) for text, style in self._rows[y] if text]
         return Strip(segments).adjust_cell_length(width, base)
 

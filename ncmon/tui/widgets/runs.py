@@ -78,6 +78,8 @@ COLUMNS = (
     ),
 )
 NAME_WIDTH, TREND_WIDTH, MOST_TREND = 14, 8, 32
+ROOM_FOR_BOTH = 100
+"""Columns from which a silent run shows its numbers too."""
 TREND_RANK = 5
 """Columns of this rank and above come after the trend."""
 ALERT_WIDTH, LEAST_WITH_ALERTS = 4, 40
@@ -160,6 +162,11 @@ class RunTable(Lines, can_focus=True):
         """Move the cursor."""
         self._go(self._place() + by)
 
+    def action_round(self, by: int) -> None:
+        """Move the cursor, from the last run to the first and back."""
+        if self._runs:
+            self._go((self._place() + by) % len(self._runs))
+
     def action_page(self, by: int) -> None:
         """Move the cursor by a page."""
         self._go(self._place() + by * max(self.size.height - 2, 1))
@@ -202,7 +209,7 @@ class RunTable(Lines, can_focus=True):
         heading = f"    {fit('RUN', name_width)}{fit(' SOURCE', lane)} STATE"
         heading += "".join(f" {column.title:>{column.width}}" for column in columns)
         if trend:
-            heading += f"  {'NC1 trend':<{trend}}"
+            heading += f"  {'NC1 trend' if trend > TREND_WIDTH else 'NC1':<{trend}}"
         rows: list[Row] = [((fit(heading, width), palette.DIM),)]
         if not self._runs:
             return [
@@ -243,13 +250,19 @@ class RunTable(Lines, can_focus=True):
             (fit(f" {summary.run.run_id.rpartition('@')[2]}", lane) if lane else "", palette.DIM),
             (f" {_word(state)}", palette.RUN_STYLES[state]),
         ]
+        silent = ""
         if state is RunState.STALE and summary.run.last_seen is not None:
-            spans.append((f" silent for {age(self._now - summary.run.last_seen)}", palette.RUN_STYLES[state]))
+            silent = f" silent for {age(self._now - summary.run.last_seen)}"
+        if width < ROOM_FOR_BOTH:
+            spans.append((silent, palette.RUN_STYLES[state]))
         dim = palette.DIM if state in (RunState.ENDED, RunState.FAILED) else palette.NULL
-        if state is not RunState.STALE or width >= 100:
+        if not silent or width >= ROOM_FOR_BOTH:
             spans += [(f" {column.text(summary):>{column.width}}", dim) for column in columns]
-        if trend and (state is not RunState.STALE or width >= 100):
-            spans.append((f"  {sparkline(summary.trend, trend, ascii=self.ascii_only)}", Style(color=palette.SKY)))
+        if trend and (not silent or width >= ROOM_FOR_BOTH):
+            drawn = sparkline(summary.trend, trend, ascii=self.ascii_only)
+            spans.append((f"  {drawn:<{trend}}", Style(color=palette.SKY)))
+        if silent and width >= ROOM_FOR_BOTH:
+            spans.append((f" {silent}", palette.RUN_STYLES[state]))
         return tuple(spans)
 
 

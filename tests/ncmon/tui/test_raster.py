@@ -106,10 +106,14 @@ def test_log_ticks_are_decades_or_parts_of_one(low: float, ratio: float, most: i
     assert mantissas <= {1.0, 2.0, 5.0}
 
 
-def test_a_sparkline_shows_the_last_values_and_has_an_ascii_twin() -> None:
+def test_a_sparkline_shows_the_whole_course_and_has_an_ascii_twin() -> None:
     values = np.array([1e-3, 1e-2, 1e-1, 1.0])
     assert raster.sparkline(values, 4) == "▁▃▆█"
-    assert raster.sparkline(values, 2)[-1] == "█"
+    assert raster.sparkline(values, 2) == "▁█"
     assert raster.sparkline(values, 4, ascii=True).isascii()
     assert raster.sparkline(np.array([np.nan, 1.0]), 2)[0] == " "
     assert raster.sparkline(values, 0) == ""
+    # Of a thousand windows the first and the last are there; what hardly moves looks flat.
+    long = raster.sparkline(np.geomspace(1.0, 1e-3, 1000), 8)
+    assert (long[0], long[-1]) == ("█", "▁")
+    assert len(set(raster.sparkline(np.array([1.0, 1.02, 1.01, 1.03]), 4))) == 1

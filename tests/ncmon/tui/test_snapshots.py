@@ -9,7 +9,7 @@ import pytest
 from textual.pilot import Pilot
 
 from ncmon.tui.app import NcmonApp
-from tests.ncmon.tui.stage import make_app, settle
+from tests.ncmon.tui.stage import make_app, make_store, settle
 
 SIZES = [(80, 24), (200, 50)]
 SCREENS = {"overview": "1", "run": "2", "layers": "3", "classes": "4", "bounds": "5", "compare": "6"}
@@ -32,6 +32,18 @@ def test_screen(snap_compare: Callable[..., bool], database: Path, screen: str, 
         await go(pilot, SCREENS[screen])
 
     assert snap_compare(make_app(database), terminal_size=size, run_before=before)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("screen", ["overview", "alerts"])
+def test_screen_with_alerts(
+    snap_compare: Callable[..., bool], tmp_path: Path, screen: str, size: tuple[int, int]
+) -> None:
+    async def before(pilot: Pilot[None]) -> None:
+        await go(pilot, {"overview": "1", "alerts": "7"}[screen])
+
+    alerted = make_store(tmp_path / "alerted.db", epochs=12, alerts=True)
+    assert snap_compare(make_app(alerted), terminal_size=size, run_before=before)
 
 
 def test_help(snap_compare: Callable[..., bool], database: Path) -> None:

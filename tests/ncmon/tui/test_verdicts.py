@@ -9,7 +9,7 @@ import pytest
 
 from ncmon.bounds import BOUNDS, Bound
 from ncmon.model import LayerKey, LayerReadings, Reading
-from ncmon.tui.verdicts import GLYPHS, STYLES, verdicts
+from ncmon.tui.verdicts import GLYPHS, STYLES, course, heading, verdicts
 
 
 def bound(**fields: Any) -> Bound:
@@ -87,3 +87,29 @@ def test_of_an_array_the_least_slack_is_said_and_how_many_have_a_bound() -> None
 def test_what_a_layer_does_not_have_is_left_out() -> None:
     assert verdicts(layer(), {}) == []
     assert all(b.side in ("lower", "upper") for b in BOUNDS)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.geomspace(1.0, 0.01, 41), f"NC1 fell {100 ** (37 / 40):.1f}-fold, falling"),
+        ([1.0] * 3 + [0.1] * 40, "NC1 fell 10.0-fold, flat now"),
+        ([1.0] * 3 + [0.1] * 20 + [0.2] * 5, "NC1 fell 5.0-fold, rising"),
+        ([1.0] * 40, "NC1 has not moved, flat now"),
+        ([0.1] * 3 + [1.0] * 40, "NC1 rose 10.0-fold, flat now"),
+        ([1.0, 0.5, np.nan], ""),
+        ([], ""),
+    ],
+)
+def test_the_course_of_a_run_is_a_few_words(values: Any, said: str) -> None:
+    assert course(np.array(values, dtype=np.float64)) == said
+
+
+def test_noise_is_no_direction() -> None:
+    noise = np.random.default_rng(0).normal(size=200)
+    assert heading(np.linspace(0, 1, 50)) == 1
+    assert heading(np.linspace(1, 0, 50)) == -1
+    assert heading(np.full(50, 0.3)) == 0
+    # A last value that jumps back turns no arrow around.
+    assert heading(np.array([*np.linspace(1, 0, 50), 0.1])) == -1
+    assert heading(noise[:1]) == 0

@@ -1,0 +1,70 @@
+"""The write-ahead log is folded back by a thread beside the writer, so that no acknowledgement waits for it.
+
+A checkpoint copies pages and waits for the disk, 4 MB at a time by SQLite's default, inside the commit that happens to
+fill them. Here it runs beside the commits (both wait outside of Python's lock), a little at a time. The writer's own
+checkpoint stays as what brings the log back to its beginning, once it is long: then little is left for it to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+EVERY_S = 0.25
+WRITER_PAGES = 8 * 1024
+"""32 MB, for the writer's own: by then most is folded back here, and little is left for the commit that meets it."""
+LEAST_BYTES = 1024 * 1024
+"""Of log that was written since the last time; less is not worth the disk's attention."""
+
+log = logging.getLogger("ncmon.daemon")
+
+
+class Checkpoints:
+    """Folds the log of one database back while it is open for writing elsewhere."""
+
+    def __init__(self, database: Path, *, every_s: float = EVERY_S) -> None:
+        self._database = database
+        self._log = database.with_name(database.name + "-wal")
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ncmon-checkpoints", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        try:
+            address = self._database.absolute().as_uri() + "?mode=rw"
+            with closing(sqlite3.connect(address, uri=True, timeout=0.0, isolation_level=None)) as connection:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA wal_autocheckpoint = 0")
+                connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+                before = -1
+                while not self._stop.wait(self._every_s):
+                    changes = self._changed()
+                    if changes != before:
+                        before = changes
+                        # A full disk is met by the writer as well, which says so.
+                        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            log.warning("the write-ahead log is folded back by the writer alone: %s", error)
+
+    def _changed(self) -> int:
+        """Return how often so much was written, as far as the file's time tells; -1 while it is short."""
+        try:
+            found = self._log.stat()
+        except OSError:
+            return -1
+        return found.st_mtime_ns if found.st_size >= LEAST_BYTES else -1
