@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import ncmon
+
 TRAINER = Path(__file__).with_name("trainer.py")
 
 
@@ -49,6 +51,11 @@ class Site:
             )
         self.children.append(child)
         return child
+
+    def settle(self) -> None:
+        """Wait until everything that is on disk can be read."""
+        with ncmon.open(self.database) as store:
+            wait_for(lambda: store.waiting() == 0, "the inbox to be empty", deadline_s=60.0)
 
     def read(self, log: str) -> str:
         return (self.path / log).read_text()

@@ -63,6 +63,7 @@ def test_a_daemon_killed_three_times_loses_and_doubles_nothing(site: Site) -> No
     assert plain.wait(timeout=60) == 0, site.read("plain.err")
 
     report = last_json(site.read("trainer.out"))
+    site.settle()
     counts = stored(site)
     expected = collections.Counter(
         [("train", 8 * (epoch + 1)) for epoch in range(windows)]

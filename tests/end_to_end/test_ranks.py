@@ -27,6 +27,7 @@ def trained(site: Site, how: str, *more: str) -> list[dict[str, Any]]:
     for report in reports:
         assert report["acknowledged"] == report["accepted"], report
         assert report["error"] == "", report
+    site.settle()
     return sorted(reports, key=lambda report: report["rank"])
 
 
