@@ -10,8 +10,8 @@ from ncmon.alerts.spec import TRACED, Rule, Sight, Sign, series_key
 
 FEWEST_SAMPLES = 5
 """Of a class in a window: fewer say nothing about it."""
-MOST_MINORITIES = 128
-"""The rarest classes, whose rows are compared: all pairs of a thousand would take longer than the metrics."""
+NEARLY = 0.05
+"""Share of a class that is right, below which it is not well yet."""
 
 
 def nc1_rising(sight: Sight) -> Sequence[Sign]:
@@ -34,15 +34,16 @@ def nc1_rising(sight: Sight) -> Sequence[Sign]:
 
 def class_dead(sight: Sight) -> Sequence[Sign] | None:
     """Look for classes with samples of which the network gets none right, or whose features are all zero."""
-    found, stats = sight.classifier_input, sight.evaluation.window.classifier_input
-    if found is None or stats is None:
+    found = sight.classifier_input
+    counts = found.class_arrays.get("count") if found is not None else None
+    if found is None or counts is None:
         return None
-    enough = stats.class_counts >= FEWEST_SAMPLES
-    zero = enough & (stats.zero_counts == stats.class_counts)
+    enough = counts >= FEWEST_SAMPLES
+    zero = enough & (found.class_arrays.get("rms_norm", np.full(len(counts), np.nan)) == 0)
     signs = [
         Sign(
             bad=True,
-            text=f"all {stats.class_counts[c]} samples of class {{class:{c}}} have features that are zero",
+            text=f"all {counts[c]:.0f} samples of class {{class:{c}}} have features that are zero",
             layer=found.key.name,
             class_index=int(c),
             value=0.0,
@@ -53,9 +54,9 @@ def class_dead(sight: Sight) -> Sequence[Sign] | None:
     if accuracy is None or each is None:
         return signs or None
     if accuracy >= sight.limits.dead_accuracy:
-        for c in np.flatnonzero(enough & ~zero & (each < 0.05)):
+        for c in np.flatnonzero(enough & ~zero & (each < NEARLY)):
             text = (
-                f"of {stats.class_counts[c]} samples of class {{class:{c}}} {each[c]:.1%} are right,"
+                f"of {counts[c]:.0f} samples of class {{class:{c}}} {each[c]:.1%} are right,"
                 f" of all samples {accuracy:.1%}"
             )
             signs.append(
@@ -65,33 +66,24 @@ def class_dead(sight: Sight) -> Sequence[Sign] | None:
 
 
 def minority_collapse(sight: Sight) -> Sequence[Sign] | None:
-    """Compare the classifier's rows of the rare classes: Fang 2021 shows that they merge."""
-    window, limits = sight.evaluation.window, sight.limits
-    stats, weight = window.classifier_input, window.head.weight
-    if stats is None or weight is None:
+    """Look whether the classifier's two rows that are closest are those of rare classes: Fang 2021 shows they merge."""
+    found, limits = sight.classifier_input, sight.limits
+    counts = found.class_arrays.get("count") if found is not None else None
+    reading = found.readings.get("w_cos_max") if found is not None else None
+    if found is None or counts is None or reading is None or reading.value is None or len(reading.attained_at) != 2:
         return None
-    counts = stats.class_counts
-    rare = np.flatnonzero((counts > 0) & (counts <= limits.minority_share * counts.max()))
-    if rare.size < 2:
+    a, b = sorted(reading.attained_at)
+    most = float(np.nanmax(counts))
+    if not 0 < max(counts[a], counts[b]) <= limits.minority_share * most or min(counts[a], counts[b]) <= 0:
         return ()
-    rare = rare[np.argsort(counts[rare], kind="stable")][:MOST_MINORITIES]
-    rows = weight[rare]
-    norms = np.linalg.norm(rows, axis=1)
-    rare, rows = rare[norms > 0], rows[norms > 0] / norms[norms > 0, None]
-    if rare.size < 2:
+    if reading.value < limits.minority_cos - 0.1:
         return ()
-    cosines = rows @ rows.T
-    np.fill_diagonal(cosines, -1.0)
-    first, second = np.unravel_index(int(np.argmax(cosines)), cosines.shape)
-    value = float(cosines[first, second])
-    if value < limits.minority_cos - 0.1:
-        return ()
-    a, b = sorted((int(rare[first]), int(rare[second])))
     text = (
-        f"the rare classes {{class:{a}}} and {{class:{b}}} ({counts[a]} and {counts[b]} samples, the largest class has"
-        f" {counts.max()}) have classifier rows with cosine {value:.3f}"
+        f"the rare classes {{class:{a}}} and {{class:{b}}} ({counts[a]:.0f} and {counts[b]:.0f} samples, the largest"
+        f" class has {most:.0f}) have classifier rows with cosine {reading.value:.3f}"
     )
-    return [Sign(bad=value >= limits.minority_cos, text=text, layer=stats.key.name, class_index=a, value=value)]
+    reached = reading.value >= limits.minority_cos
+    return [Sign(bad=reached, text=text, layer=found.key.name, class_index=a, value=reading.value)]
 
 
 RULES = (
