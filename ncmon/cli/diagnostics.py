@@ -13,9 +13,12 @@ from typing import NoReturn
 
 import click
 
+from ncmon.cells import cut, printable
 from ncmon.errors import NcmonError
 
 INTERRUPTED = 130
+LONGEST_LINE = 1000
+"""In cells: a name in it may have any length."""
 
 
 class Unread(Exception):
@@ -68,5 +71,5 @@ def ask(question: str) -> bool | None:
 
 
 def one_line(text: str) -> str:
-    """Return a text on one line and without control characters, which could move a terminal's cursor."""
-    return "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
+    """Return a text on one line that can be read, without control characters, which could move a terminal's cursor."""
+    return cut(printable(" ".join(text.split())), LONGEST_LINE)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ncmon import config
 from ncmon.cli import diagnostics
 from ncmon.cli.arguments import open_store
+from ncmon.cli.output import brief
 from ncmon.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def find_runs(database: Path | None, refs: Sequence[str]) -> list[Run]:
 
 def label(run: Run) -> str:
     """Return how a message names a run."""
-    return run.run_id if run.name == run.run_id else f"{run.name} ({run.run_id})"
+    return run.run_id if run.name == run.run_id else f"{brief(run.name)} ({run.run_id})"
 
 
 def labels(runs: Sequence[Run], most: int = 4) -> str:

@@ -18,11 +18,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from ncmon.cells import cut, fit, printable
+from ncmon.cells import width as cell_width
 from ncmon.cli.diagnostics import Unread
 
 Format = Literal["table", "json", "jsonl", "csv"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
+LONGEST_NAME = 60
 PLAIN_WIDTH = 80
 """Of text that does not go to a terminal."""
 
@@ -100,29 +103,39 @@ def table(listing: Listing, *, head: bool = True) -> str:
         return listing.empty + "\n" if listing.empty else ""
     cells = [[_cell(column, row[place]) for place, column in zip(places, columns, strict=True)] for row in listing.rows]
     titles = [column.heading for column in columns]
-    widths = [max(map(len, lane)) for lane in zip(titles, *cells, strict=True)]
+    widths = [max(map(cell_width, lane)) for lane in zip(titles, *cells, strict=True)]
     for place, column in enumerate(columns):
         if column.grow:
             # What the other columns leave, and not less than `clip`.
             left = line_width() - sum(widths) + widths[place] - 2 * (len(columns) - 1)
             for row in cells:
                 row[place] = middle(row[place], max(column.clip, left))
-            widths[place] = max(len(column.heading), *(len(row[place]) for row in cells))
+            widths[place] = max(len(column.heading), *(cell_width(row[place]) for row in cells))
     room = max(line_width() - sum(widths[:-1]) - 2 * (len(columns) - 1), 20)
     lines = []
     for cell_row in [titles, *cells] if head else cells:
         *most, last = cell_row
         begin = "".join(
-            (text.rjust(width) if column.right else text.ljust(width)) + "  "
+            (padding(text, width) + text if column.right else text + padding(text, width)) + "  "
             for text, width, column in zip(most, widths, columns, strict=False)
         )
         if columns[-1].right:
-            lines.append((begin + last.rjust(widths[-1])).rstrip())
+            lines.append((begin + padding(last, widths[-1]) + last).rstrip())
             continue
         wrapped = textwrap.wrap(last, room) or [""]
         lines.append((begin + wrapped[0]).rstrip())
         lines += [" " * len(begin) + more for more in wrapped[1:]]
     return "\n".join(lines) + "\n"
+
+
+def brief(name: str) -> str:
+    """Return a name as it stands in a sentence: one of ten thousand letters would hide the rest of it."""
+    return fit(name, LONGEST_NAME).rstrip() if cell_width(name) > LONGEST_NAME else name
+
+
+def padding(text: str, width: int) -> str:
+    """Return the blanks that fill a text up to a width in cells."""
+    return " " * (width - cell_width(text))
 
 
 def line_width() -> int:
@@ -149,7 +162,7 @@ def moment(value: float | None) -> str:
 
 def clean(text: str, *, keep: str = "") -> str:
     """Return text without control characters, which could move a terminal's cursor."""
-    return "".join(character if character.isprintable() or character in keep else "�" for character in text)
+    return keep.join(map(printable, text.split(keep))) if keep else printable(text)
 
 
 def plain(value: Any) -> Any:
@@ -188,13 +201,19 @@ def _cell(column: Column, value: Any) -> str:
     else:
         text = str(value)
     text = clean(text)
-    return text[: column.clip - 1] + "…" if column.clip and not column.grow and len(text) > column.clip else text
+    too_wide = column.clip and not column.grow and cell_width(text) > column.clip
+    return fit(text, column.clip).rstrip() if too_wide else text
 
 
 def middle(text: str, most: int) -> str:
     """Return a text that fits, what is too much cut out of its middle: runs of a sweep differ at the ends of names."""
-    head = (most - 1) // 2
-    return text if len(text) <= most else text[:head] + "…" + text[len(text) - (most - 1 - head) :]
+    if cell_width(text) <= most:
+        return text
+    head = cut(text, (most - 1) // 2)
+    tail = text[len(head) :]
+    while cell_width(tail) > most - 1 - cell_width(head):
+        tail = tail[1:]
+    return f"{head}…{tail}"
 
 
 def lines(parts: Iterable[str]) -> str:

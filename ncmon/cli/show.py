@@ -11,7 +11,7 @@ import click
 from ncmon.cli.alerts import MARKS
 from ncmon.cli.arguments import RUN_HELP, check_split, database_option, examples, format_option, open_store
 from ncmon.cli.completing import complete_layer, complete_run, complete_split
-from ncmon.cli.output import Column, Listing, clean, emit, lines, moment, number, table, write
+from ncmon.cli.output import Column, Listing, brief, clean, emit, lines, moment, number, table, write
 from ncmon.errors import NotFound
 
 if TYPE_CHECKING:
@@ -88,10 +88,10 @@ def read_windows(
 
 def run_line(run: Run) -> str:
     """Return what stands above everything about a run: one line, its tags and its note."""
-    names = f"{run.name} ({run.run_id})"
+    names = f"{brief(run.name)} ({run.run_id})"
     ended = f", ended {moment(run.ended)}" if run.ended is not None else ""
     head = [clean(f"{names}  {run.status}, began {moment(run.started)}{ended}, {run.n_classes} classes")]
-    tags = [clean("tags: " + ", ".join(run.tags))] if run.tags else []
+    tags = [clean("tags: " + ", ".join(map(brief, run.tags)))] if run.tags else []
     return lines([*head, *tags, *(clean(f"note: {line}") for line in run.note.splitlines())])
 
 

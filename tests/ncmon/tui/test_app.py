@@ -19,7 +19,7 @@ from ncmon.tui.screens.run import PANELS, RunScreen
 from ncmon.tui.widgets.lines import Lines
 from tests.ncmon.tui.stage import NOW, make_app, make_store, screen_text, settle, with_app
 
-SIZES = [(300, 80), (60, 14), (20, 5), (10, 3), (1, 1)]
+SIZES = [(300, 80), (300, 1), (1, 80), (160, 45), (100, 6), (60, 14), (40, 24), (20, 5), (10, 3), (3, 2), (1, 1)]
 
 
 async def test_the_overview_says_which_runs_are_alive(database: Path) -> None:
