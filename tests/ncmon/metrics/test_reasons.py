@@ -175,8 +175,10 @@ def test_statistics_that_are_absent_or_impossible(fields: dict[str, Any], names:
         ({"weight": np.zeros((4, 16))}, ("nc3_frob",), "rows of the present classes are zero"),
         ({"weight": np.zeros((4, 16))}, ("nc3_dual_err",), "orthogonal"),
         ({"weight": np.ones((4, 3))}, ("nc3_cos_min", "cert_intra_min"), "reads 3 features, these are 16"),
+        ({"own_logit_sums": np.full(4, 9.0)}, ("cert_nc3_min", "sharp_intra", "thm_intra"), "not W h + v of these"),
         ({"weight": np.ones((4, 16))}, ("nc3_cos_min",), "mean of all rows"),
-        ({"weight": np.ones((4, 16))}, ("cert_intra_min",), "vacuous"),
+        ({"weight": np.ones((4, 16)), "own_logit_sums": None, "own_loss_sums": None}, ("cert_intra_min",), "vacuous"),
+        ({"weight": np.ones((4, 16))}, ("cert_intra_min",), "logits are not W h + v"),
     ],
 )
 def test_classifiers_that_are_absent_or_degenerate(fields: dict[str, Any], names: tuple[str, ...], text: str) -> None:
