@@ -72,7 +72,7 @@ def class_inputs(view: View) -> ClassInputs:
             " than the bounds allow for"
         )
     # What moved inside a streaming window differs anyway; there bounds are estimates.
-    if view.window.exact and (said := linear_head(view.window))[0] is False:
+    if view.window.exact and (said := linear_head(view.window, view.centred_weight))[0] is False:
         raise Unavailable(f"not applicable: the logits are not W h + v of these features ({said[1]})")
     bias = view.bias
     slope = geometry.row_norms(view.centred_weight[present])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ncmon import geometry
-from ncmon.model import Window
+from ncmon.model import FloatArray, Window
 
 LINEAR = 1e-5
 """Share of the longest own logit that single precision may leave between a logit and W h + v."""
@@ -18,8 +18,8 @@ COARSE = 1e-3
 """Above this share the logits' own precision says nothing."""
 
 
-def linear_head(window: Window) -> tuple[bool | None, str]:
-    """Return whether they are, None where that cannot be told, and what says so."""
+def linear_head(window: Window, centred: FloatArray | None = None) -> tuple[bool | None, str]:
+    """Return whether they are, None where that cannot be told, and what says so. `centred` are the rows w_c - wbar."""
     head, layer = window.head, window.classifier_input
     if layer is None or head.weight is None or head.own_logit_sums is None or head.label_counts is None:
         return None, "own logits were not measured, or the weights were not sent"
@@ -31,7 +31,7 @@ def linear_head(window: Window) -> tuple[bool | None, str]:
     if not same.any():
         return None, "features and logits are of different samples"
     counts = layer.class_counts[same].astype(np.float64)
-    rows = (head.weight - head.weight.mean(axis=0))[same]
+    rows = (head.weight - head.weight.mean(axis=0) if centred is None else centred)[same]
     said = np.einsum("ij,ij->i", rows, layer.class_means[same])
     if head.bias is not None:
         said = said + (head.bias - head.bias.mean())[same]
