@@ -13,6 +13,7 @@ import pytest
 import ncmon
 from ncmon.bounds import BOUNDS
 from ncmon.metrics import METRICS
+from ncmon.store import schema
 from tests.ncmon.cli.conftest import Run
 
 LISTINGS = [
@@ -196,3 +197,10 @@ def test_show_says_how_far_its_numbers_can_be_trusted(run: Run) -> None:
     assert record["mean_shift"] == pytest.approx(0.2)
     assert record["movement_share"] is None
     assert record["rank_used"] == 3
+
+
+@pytest.mark.parametrize("name", schema.QUALITY)
+def test_how_far_numbers_can_be_trusted_has_a_history(run: Run, name: str) -> None:
+    found = json.loads(run("history", "digits-bn", "--metric", name, "--format", "json").stdout)
+    assert len(found) == 12
+    assert all(record["value"] is not None for record in found)
