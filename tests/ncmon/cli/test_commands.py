@@ -191,8 +191,7 @@ def test_other_names_are_understood_by_every_command(run: Run, tmp_path: Path) -
 
 def test_show_says_how_far_its_numbers_can_be_trusted(run: Run) -> None:
     text = run("show", "digits-bn").stdout
-    assert "cosines resolved to 1e-07, means moved by 0.2 since the window before" in text
-    assert "of their variance (streaming)" in text
+    assert "rank 3, cosines resolved to 1e-07\n  means moved by 0.2 since the window before: about " in text
     (record, *_) = json.loads(run("show", "digits-bn", "--split", "test", "--format", "json").stdout)
     assert record["mean_shift"] == pytest.approx(0.2)
     assert record["movement_share"] is None
