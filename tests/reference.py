@@ -433,7 +433,14 @@ SCALARS: dict[str, Callable[[Pass], float | None]] = {
     "nc3_raw_cos_mean": lambda p: mean(cos(p.weight[c], p.means[c]) for c in p.present),
 }
 
+
+def nearest_row(p: Pass, c: int) -> tuple[float, int]:
+    return max(((cos(p.weight[c], p.weight[e]), e) for e in range(p.n_classes) if e != c), key=lambda one: one[0])
+
+
 ARRAYS: dict[str, Callable[[Pass], np.ndarray]] = {
+    "w_nearest_class": lambda p: p.per_class(lambda c: nearest_row(p, c)[1]),
+    "w_nearest_cos": lambda p: p.per_class(lambda c: nearest_row(p, c)[0]),
     "intra_cos": intra_cos,
     "nearest_class": nearest_class,
     "nearest_cos": nearest_cos,

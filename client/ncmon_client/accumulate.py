@@ -380,8 +380,9 @@ class Drained:
         rows = rows - rows.mean(axis=0)
         _, singular, right = np.linalg.svd(rows, full_matrices=False)
         rank = min(int(present.sum()) - 1, rows.shape[1])
-        weighted = None if self.weighted is None else self.weighted.spread.along(right[:rank])
-        return Span(singular=singular[:rank], within=self.spread.along(right[:rank]), weighted=weighted)
+        right = right[:rank]
+        weighted = None if self.weighted is None else self.weighted.spread.along(right)
+        return Span(singular=singular[:rank], within=self.spread.along(right), weighted=weighted)
 
 
 def alone(

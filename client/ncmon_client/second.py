@@ -222,6 +222,7 @@ class Sampled:
         """Samples of all batches, those that do not count among them."""
         self.kept: list[tuple[Tensor, Tensor]] = []
         """x (k, d) and rows (k,) of the batches that are kept."""
+        self._last: tuple[Matrix, _Kept] | None = None
 
     def add(self, x: Tensor, rows: Tensor, n_classes: int) -> None:
         """Keep the batch, or not; its tensors must not be written afterwards."""
@@ -254,33 +255,35 @@ class Sampled:
 
     def read(self, delta: Matrix, counts: Matrix, within: float) -> Spread | None:
         """Return S of the kept samples, with the trace of all."""
-        centred, _ = self._centred(delta)
-        if len(centred) == 0:
+        kept = self._read(delta)
+        if len(kept.rows) == 0:
             return None
-        trace = float(np.einsum("ij,ij->", centred, centred))
-        return _Some(centred, within / trace if trace > 0 else 0.0)
+        trace = float(kept.squares.sum())
+        return _Some(kept, np.full(len(kept.rows), within / trace if trace > 0 else 0.0))
 
     def read_weighted(self, delta: Matrix, counts: Matrix, within: Matrix) -> Weighted | None:
         """Return M of the kept samples with the trace of each class over all; a_c = 1 / n_c.
 
         None where a class that varies has no sample among them.
         """
-        centred, rows = self._centred(delta)
-        traces = np.bincount(rows, weights=np.einsum("ij,ij->i", centred, centred), minlength=len(delta))
+        kept = self._read(delta)
+        traces = np.bincount(kept.rows, weights=kept.squares, minlength=len(delta))
         if ((within > 0) & (traces <= 0)).any():
             return None
         weights = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
         known = np.divide(np.maximum(within, 0.0), traces, out=np.zeros(len(traces)), where=traces > 0)
-        return Weighted(weights=weights, spread=_Some(centred * np.sqrt(known * weights)[rows][:, None], 1.0))
+        return Weighted(weights=weights, spread=_Some(kept, (known * weights)[kept.rows]))
 
-    def _centred(self, delta: Matrix) -> tuple[Matrix, NDArray[np.int64]]:
-        """Return the kept samples that count, about their class's mean, and their classes."""
-        if not self.kept:
-            return np.zeros((0, delta.shape[1])), np.zeros(0, np.int64)
-        x = _host(torch.cat([part for part, _ in self.kept]))
-        rows = torch.cat([part for _, part in self.kept]).cpu().numpy()
-        counted = rows < len(delta)
-        return x[counted] - delta[rows[counted]], rows[counted]
+    def _read(self, delta: Matrix) -> _Kept:
+        """Return the kept samples that count, worked out once a reading."""
+        if self._last is None or self._last[0] is not delta:
+            x, rows = np.zeros((0, delta.shape[1])), np.zeros(0, np.int64)
+            if self.kept:
+                x = _host(torch.cat([part for part, _ in self.kept]))
+                rows = torch.cat([part for _, part in self.kept]).cpu().numpy()
+            counted = rows < len(delta)
+            self._last = delta, _Kept(x[counted] - delta[rows[counted]], rows[counted])
+        return self._last[1]
 
     def note(self) -> str:
         """Say how many samples it is of, where not of all."""
@@ -292,16 +295,36 @@ class Sampled:
         return [x for x, _ in self.kept]
 
 
-@dataclass(frozen=True, slots=True)
-class _Some:
-    centred: Matrix
-    scale: float
+class _Kept:
+    """Samples (k, d) about their class's mean, and their classes (k,), which both moments are read from."""
+
+    def __init__(self, centred: Matrix, rows: NDArray[np.int64]) -> None:
+        self.centred, self.rows = centred, rows
+        self.squares: Matrix = np.einsum("ij,ij->i", centred, centred)
+        self._directions: Matrix | None = None
+        self._along: Matrix = centred
 
     def along(self, directions: Matrix) -> Matrix:
-        return self.scale * np.square(self.centred @ directions.T).sum(axis=0)
+        """Return squared products (k, r) with the directions; the same ones are asked for twice."""
+        if self._directions is not directions:
+            self._directions, self._along = directions, np.square(self.centred @ directions.T)
+        return self._along
+
+
+@dataclass(frozen=True, slots=True)
+class _Some:
+    kept: _Kept
+    weights: Matrix
+    """(k,) of the samples."""
+
+    def along(self, directions: Matrix) -> Matrix:
+        found: Matrix = self.weights @ self.kept.along(directions)
+        return found
 
     def matrix(self) -> Matrix:
-        return self.scale * (self.centred.T @ self.centred)
+        centred = self.kept.centred
+        found: Matrix = (self.weights[:, None] * centred).T @ centred
+        return found
 
 
 class Projected:

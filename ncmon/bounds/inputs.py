@@ -20,6 +20,7 @@ import numpy as np
 
 from ncmon import geometry
 from ncmon.bounds import moment
+from ncmon.bounds.linear import linear_head
 from ncmon.metrics.view import Unavailable, View
 from ncmon.model import FloatArray
 
@@ -70,6 +71,9 @@ def class_inputs(view: View) -> ClassInputs:
             f"not applicable: logits were computed in low precision (eps {head.logits_eps:.2g}), losses are off by more"
             " than the bounds allow for"
         )
+    # What moved inside a streaming window differs anyway; there bounds are estimates.
+    if view.window.exact and (said := linear_head(view.window, view.centred_weight))[0] is False:
+        raise Unavailable(f"not applicable: the logits are not W h + v of these features ({said[1]})")
     bias = view.bias
     slope = geometry.row_norms(view.centred_weight[present])
     if bias is None:

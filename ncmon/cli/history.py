@@ -46,7 +46,11 @@ _COLUMNS = (
         "ncmon history digits --metric cert_intra --class 3",
         "ncmon history latest --metric ce_gap --follow",
     ),
-    help=f"Show one metric or bound of a run over time; `ncmon metrics` lists them.\n\n{RUN_HELP}",
+    help=(
+        "Show one metric or bound of a run over time; `ncmon metrics` lists them. Or a figure of how far they can be"
+        " trusted: samples, classes_present, rank_used, resolution_floor, zero_norm, nonfinite, mean_shift,"
+        f" movement_share.\n\n{RUN_HELP}"
+    ),
 )
 @click.argument("run", shell_complete=complete_run)
 @click.option("--metric", required=True, shell_complete=complete_metric, metavar="M", help="Name of a metric or bound.")

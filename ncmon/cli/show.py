@@ -150,23 +150,24 @@ def _metrics(run: Run, found: LayerReadings) -> str:
         Column(key="at_collapse", heading="COLLAPSE", right=True),
         Column(key="where", heading="AT, OR WHY NOT"),
     )
-    return lines([clean(head), clean(quality_line(found))]) + table(Listing(columns=columns, rows=rows))
+    return lines([clean(head), *map(clean, quality_lines(found))]) + table(Listing(columns=columns, rows=rows))
 
 
-def quality_line(found: LayerReadings) -> str:
+def quality_lines(found: LayerReadings) -> list[str]:
     """Return how far the readings of a layer can be trusted."""
     quality = found.quality
     parts = [f"rank {quality.get('rank_used', 0):.0f}"]
     if "resolution_floor" in quality:
         parts.append(f"cosines resolved to {quality['resolution_floor']:.2g}")
-    if "mean_shift" in quality:
-        parts.append(f"means moved by {quality['mean_shift']:.3g} since the window before")
-    if "movement_share" in quality:
-        parts.append(f"which is about {_percent(quality['movement_share'])} of their variance (streaming)")
     for name, text in (("zero_norm", "zero vectors"), ("nonfinite", "not finite")):
         if quality.get(name):
             parts.append(f"{quality[name]:.0f} {text}")
-    return "  " + ", ".join(parts)
+    found_lines = ["  " + ", ".join(parts)]
+    if "mean_shift" in quality:
+        moved = f"  means moved by {quality['mean_shift']:.3g} since the window before"
+        share = quality.get("movement_share")
+        found_lines.append(moved + ("" if share is None else f": about {_percent(share)} of the variance"))
+    return found_lines
 
 
 def _percent(share: float) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ncmon import geometry
 from ncmon.metrics.spec import Metric
-from ncmon.metrics.view import Unavailable, View, reading
+from ncmon.metrics.view import Unavailable, View, class_array, reading
 from ncmon.model import FloatArray
 
 
@@ -44,11 +44,13 @@ def nc2_etf_err(view: View) -> float:
 
 
 def _unit_distances(view: View) -> FloatArray:
-    """Return |u_c - u_c'| (K, K), u_c = A_c / |A_c|."""
-    lowest = int(np.argmin(view.centred.norms))
-    if view.centred.norms[lowest] <= view.same_floor:
-        raise Unavailable(f"class {view.present[lowest]} has its mean at the global mean: it has no direction")
-    return np.sqrt(geometry.squared_distances(view.centred.rows / view.centred.norms[:, None]).clip(min=0.0))
+    """Return |u_c - u_c'| (K, K), u_c = A_c / |A_c|: from cosines, and directly where these leave no digits of it."""
+    square = 2.0 * (1.0 - view.mean_cosines)
+    rows, norms = view.centred.rows, view.centred.norms
+    for first, second in zip(*np.nonzero(np.triu(square <= geometry.CANCELLATION, 1)), strict=True):
+        difference = rows[first] / norms[first] - rows[second] / norms[second]
+        square[first, second] = square[second, first] = difference @ difference
+    return np.sqrt(square.clip(min=0.0))
 
 
 @reading
@@ -113,6 +115,26 @@ def w_etf_err(view: View) -> float:
 def w_cos_max(view: View) -> tuple[float, tuple[int, ...]]:
     """Return max over pairs of cos(w_c, w_c') and its pair."""
     return geometry.pair_maximum(view.shared(_row_cosines))
+
+
+def _nearest_rows(view: View) -> tuple[FloatArray, FloatArray]:
+    """Return of every class (C,) the class whose row is nearest to its own, and the cosine to it."""
+    values = view.shared(_row_cosines).copy()
+    np.fill_diagonal(values, -np.inf)
+    place = np.argmax(values, axis=1)
+    return place.astype(np.float64), values[np.arange(len(place)), place]
+
+
+@class_array
+def w_nearest_class(view: View) -> FloatArray:
+    """Return argmax over e of cos(w_c, w_e) of every class (K,)."""
+    return view.shared(_nearest_rows)[0][view.present]
+
+
+@class_array
+def w_nearest_cos(view: View) -> FloatArray:
+    """Return max over e of cos(w_c, w_e) of every class (K,)."""
+    return view.shared(_nearest_rows)[1][view.present]
 
 
 METRICS = (
@@ -280,5 +302,34 @@ METRICS = (
         invariant_to=("rotation", "scaling", "permutation", "translation"),
         target=lambda k: -1.0 / (k - 1),
         compute=w_cos_max,
+    ),
+    Metric(
+        name="w_nearest_class",
+        title="class with the nearest row",
+        family="class",
+        unit="",
+        at_collapse="",
+        better="neither",
+        scope="class",
+        source="Fang 2021",
+        definition="the class e != c with the largest cos(w_c, w_e), the first one of equals",
+        needs=("weight",),
+        invariant_to=("rotation", "scaling", "translation"),
+        compute=w_nearest_class,
+    ),
+    Metric(
+        name="w_nearest_cos",
+        title="cosine to the nearest row",
+        family="class",
+        unit="",
+        at_collapse="-1/(C-1)",
+        better="lower",
+        scope="class",
+        source="Fang 2021, minority collapse shows as 1",
+        definition="max over e != c of cos(w_c, w_e)",
+        needs=("weight",),
+        invariant_to=("rotation", "scaling", "permutation", "translation"),
+        target=lambda k: -1.0 / (k - 1),
+        compute=w_nearest_cos,
     ),
 )

@@ -137,7 +137,8 @@ class StoredRun:
         self, metrics: Sequence[str], *, layer: str = CLASSIFIER_INPUT, split: str = "train", since_step: int = -1
     ) -> Mapping[str, Columns]:
         """Return several metrics in one read, by the names that were asked for; see `history`."""
-        stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        # Quality figures have a history, too.
+        stored = schema.columns_of(self._reader, "reading", schema.READING_KEYS)
         names = {asked: self._entry(asked, stored, ("layer", "classifier", "window")) for asked in metrics}
         layer_key = self._layer_key(layer)
         selected = "".join(f', d."{name}"' if name in stored else ", NULL" for name in names.values())

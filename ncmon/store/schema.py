@@ -36,6 +36,7 @@ QUALITY = (
 )
 """Columns of `reading` that say how far its numbers can be trusted."""
 
+READING_KEYS = ("layer_key", "window_key", "attained")
 READING_FIXED = ("layer_key", "window_key", *QUALITY, "attained")
 CLASS_FIXED = ("window_key", "class")
 

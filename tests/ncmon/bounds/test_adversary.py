@@ -16,13 +16,13 @@ from ncmon.bounds import BOUNDS
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "adversary"
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.training, pytest.mark.timeout(420)]
 
 
 def attacked(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     path = tmp_path / "table.json"
     command = [sys.executable, str(SCRIPT), "--quick", "--json", str(path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert path.exists(), done.stderr
     return done.returncode, json.loads(path.read_text())["bounds"]
 

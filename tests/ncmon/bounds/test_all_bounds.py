@@ -261,3 +261,19 @@ def test_the_resolution_floor_is_that_of_the_features() -> None:
     assert evaluate(window).layers[-1].quality["resolution_floor"] == 1e-7
     half = dataclasses.replace(window, layers=(dataclasses.replace(window.layers[-1], eps=2.0**-7),))
     assert evaluate(half).layers[-1].quality["resolution_floor"] == pytest.approx(3e-6, rel=0.05)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_temperature_between_features_and_logits_certifies_nothing(temperature: float) -> None:
+    """Logits twice as long have losses that these rows cannot have: P would promise too much, and says so."""
+    raw = make_features(n_classes=4, n_features=8, per_class=12, layers=1, collapse=0.6, bias=False, scale=2.0)
+    plain = one_layer(raw.last, raw.labels, raw.weight)
+    other = one_layer(raw.last, raw.labels, raw.weight / temperature)
+    window = dataclasses.replace(other, head=dataclasses.replace(other.head, weight=plain.head.weight))
+    layer = evaluate(window).layers[-1]
+    for bound in BOUNDS:
+        if bound.scope in ("class", "pair"):
+            arrays = layer.class_arrays if bound.scope == "class" else layer.pair_arrays
+            assert np.isnan(arrays[bound.name]).all(), bound.name
+        else:
+            assert "logits are not W h + v of these features" in layer.readings[bound.name].reason

@@ -13,6 +13,7 @@ import pytest
 import ncmon
 from ncmon.bounds import BOUNDS
 from ncmon.metrics import METRICS
+from ncmon.store import schema
 from tests.ncmon.cli.conftest import Run
 
 LISTINGS = [
@@ -190,9 +191,15 @@ def test_other_names_are_understood_by_every_command(run: Run, tmp_path: Path) -
 
 def test_show_says_how_far_its_numbers_can_be_trusted(run: Run) -> None:
     text = run("show", "digits-bn").stdout
-    assert "cosines resolved to 1e-07, means moved by 0.2 since the window before" in text
-    assert "of their variance (streaming)" in text
+    assert "rank 3, cosines resolved to 1e-07\n  means moved by 0.2 since the window before: about " in text
     (record, *_) = json.loads(run("show", "digits-bn", "--split", "test", "--format", "json").stdout)
     assert record["mean_shift"] == pytest.approx(0.2)
     assert record["movement_share"] is None
     assert record["rank_used"] == 3
+
+
+@pytest.mark.parametrize("name", schema.QUALITY)
+def test_how_far_numbers_can_be_trusted_has_a_history(run: Run, name: str) -> None:
+    found = json.loads(run("history", "digits-bn", "--metric", name, "--format", "json").stdout)
+    assert len(found) == 12
+    assert all(record["value"] is not None for record in found)

@@ -139,7 +139,16 @@ def test_every_invariance_of_the_registry_holds_on_any_window(raw: Features, see
                 np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-8, err_msg=f"{metric.name} {change}")
 
 
-COARSE = {"nc4_agree", "accuracy", "ncc_acc", "class_accuracy", "class_ncc_acc", "nearest_class", "effective_depth"}
+COARSE = {
+    "nc4_agree",
+    "accuracy",
+    "ncc_acc",
+    "class_accuracy",
+    "class_ncc_acc",
+    "nearest_class",
+    "w_nearest_class",
+    "effective_depth",
+}
 """Shares of few samples, numbers of a class or of a layer: these may stay equal by chance."""
 
 

@@ -286,3 +286,12 @@ def test_nc1_balanced_is_nc1_pinv_where_classes_are_of_equal_size() -> None:
     plain = change_layer(window, before_counts=None, shift_sq=None, span_weighted=None)
     found = last(plain).readings
     assert found["nc1_balanced"].value == pytest.approx(found["nc1_pinv"].value, rel=1e-12)
+
+
+def test_bounds_of_an_exact_window_need_its_logits_to_be_those_of_its_features() -> None:
+    window = make_window(layers=2, bias=False, exact=True)
+    for fields in ({"own_logit_sums": np.full(4, 9.0)}, {"weight": np.ones((4, 16))}):
+        layer = last(change_head(window, **fields))
+        assert "not W h + v of these" in reasons(layer, "cert_nc3_min", "cert_plus_intra_min", "sharp_intra").pop()
+    moving = last(change_head(dataclasses.replace(window, exact=False), own_logit_sums=np.full(4, 9.0)))
+    assert "not W h + v" not in moving.readings["sharp_intra"].reason
