@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 import ncmon
-from ncmon import config, disk, ingest, prometheus, security
+from ncmon import config, disk, ingest, logs, prometheus, security
 from ncmon.breaker import Breaker
 from ncmon.collector import Collector, Ready
 from ncmon.desk import Desk
@@ -35,6 +35,7 @@ from ncmon.keyring import Keyring
 from ncmon.model import Evaluation, Gap, Rejection, RunEnd, StreamSeq, Window
 from ncmon.process import StopSignal, openers
 from ncmon.reception import Complaints, Reception
+from ncmon.store.migrate import library
 from ncmon.store.writer import Stored, Writer
 from ncmon.sweep import Sweep
 from ncmon.transport import Delivery, Transport
@@ -384,6 +385,7 @@ def run_daemon(
     stop: StopSignal | None = None,
     metrics: str | None = None,
     max_bytes: int | None = None,
+    log_format: logs.Form = "text",
 ) -> int:
     """Serve `database` at the endpoints `listen` (by default the user's own) until SIGTERM or SIGINT; return 0.
 
@@ -393,8 +395,7 @@ def run_daemon(
     Raises `ListenError` or `StoreError` where it cannot begin: another daemon serves the database or a socket, an
     endpoint is not allowed, keys are missing, a directory is open to others, the database is not ours.
     """
-    if not logging.getLogger().hasHandlers():
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
+    logs.set_up(log_format)
     endpoints = tuple(dict.fromkeys(map(config.check_endpoint, listen or (config.default_endpoint(),))))
     keyring = Keyring() if any(map(config.is_tcp, endpoints)) else None
     key = keyring.server() if keyring is not None else None
@@ -406,6 +407,9 @@ def run_daemon(
             f"{database} is on a network file system ({kind}), where SQLite's journal is not safe: put it on a local "
             "disk with --db, or set NCMON_NETWORK_DISK=1 where only this machine ever opens it"
         )
+    version, sound = library()
+    if not sound:
+        log.warning("SQLite %s has a rare bug that can damage a database; 3.51.3, 3.50.7 and 3.44.6 are cured", version)
     at = prometheus.address(metrics) if metrics is not None else None
     sockets = [path for path in map(config.ipc_path, endpoints) if path is not None]
     with ExitStack() as stack:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from ncmon import config
+from ncmon import config, logs
 from ncmon.cli import diagnostics
 from ncmon.cli.arguments import database_option, examples
 from ncmon.errors import ListenError, UsageError
@@ -37,8 +37,20 @@ from ncmon.errors import ListenError, UsageError
     help="Keep the database below this, like 500M or 20G, by dropping arrays of old windows first, then every second "
     "window of the longest histories.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMS),
+    default="text",
+    show_default=True,
+    help="Of the log: lines for people, or a JSON object a line.",
+)
 def command(
-    database: Path | None, listen: tuple[str, ...], headless: bool, metrics: str | None, max_bytes: int | None
+    database: Path | None,
+    listen: tuple[str, ...],
+    headless: bool,
+    metrics: str | None,
+    max_bytes: int | None,
+    log_format: logs.Form,
 ) -> int:
     """Receive windows from trainings, store them and show them.
 
@@ -53,8 +65,9 @@ def command(
     if headless or not has_terminal():
         from ncmon.daemon import run_daemon
 
-        return run_daemon(path, endpoints, metrics=metrics, max_bytes=max_bytes)
+        return run_daemon(path, endpoints, metrics=metrics, max_bytes=max_bytes, log_format=log_format)
     more = [*(("--metrics", metrics) if metrics else ()), *(("--max-bytes", str(max_bytes)) if max_bytes else ())]
+    more += ["--log-format", log_format] if log_format != "text" else []
     return _on_terminal(path, endpoints, more)
 
 
