@@ -51,8 +51,8 @@ PAUSE_MIN_S, PAUSE_MAX_S = 0.25, 2.0
 """Between attempts to commit. Below the clients' ack timeout, so that they need no new session."""
 BATCH_BYTES = 32 * 1024**2
 """A batch also ends behind the message that reaches this: it is in memory several times while it is worked on."""
-FREED_S = 0.2
-"""The library closes in the background."""
+FREED_S, FREED_LOOKS = 0.02, 10
+"""After a cut: how often it is looked whether the memory has come back, and how many times."""
 TRIM_ABOVE, TRIM_BELOW, TRIM_S = 0.97, 0.95, 0.25
 """Of `--max-bytes`: what makes it drop something, and down to where; and how long it may take at a time."""
 JOURNAL_LIMIT_BYTES = 1024**3
@@ -344,7 +344,10 @@ class Daemon:
         log.error("%d MB of memory are in use: every client is asked for a new session", held >> 20)
         with security.private_files():
             self._transport.rebind()
-        time.sleep(FREED_S)
+        for _ in range(FREED_LOOKS):
+            if self._breaker.freed():
+                break
+            time.sleep(FREED_S)
         self._breaker.cut()
 
     def _trim(self, max_bytes: int) -> None:
