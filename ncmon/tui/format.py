@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 from ncmon.feed import printable
 
-__all__ = ("age", "clock", "cosine", "fit", "number", "percent", "printable", "tick")
+__all__ = ("age", "clock", "cosine", "delivery", "fit", "number", "percent", "printable", "tick")
 
 
 def number(value: float | None, width: int = 8) -> str:
@@ -76,3 +77,13 @@ def fit(text: str, width: int) -> str:
     if len(text) <= width:
         return text.ljust(width)
     return (text[: max(width - 1, 0)] + "…")[:width]
+
+
+def delivery(counters: Mapping[str, int]) -> str:
+    """Return what became of the messages that a daemon accepted; empty where it does not tell."""
+    if "accepted" not in counters:
+        return ""
+    parts = [
+        f"{counters[name]:,} {name}" for name in ("stored", "rejected", "waiting", "backlog") if counters.get(name)
+    ]
+    return f"{counters['accepted']:,} accepted = {' + '.join(parts) or '0 stored'}"

@@ -67,13 +67,12 @@ def test_a_full_disk_costs_time_and_no_window() -> None:
 def test_a_training_whose_daemon_is_away_goes_on_and_all_of_it_arrives(state: str) -> None:
     """The time it takes is for the long version: here it is only told."""
     found = run("away.py", "--state", state, "--seconds", "4")
-    assert found["stored_during"] <= 1
-    assert found["accepted"] == found["stored_after"] >= 2
+    assert found["stored_during"] == 0
+    assert found["accepted"] == found["stored_after"] >= 10
     assert (found["refused"], found["doubled"], found["integrity"]) == (0, 0, "ok")
     assert found["waiting_at_the_end_of_the_fault"] > 0
-    assert found["closing_s"] < 1.0
     assert found["ram_grew_mb"] < 128
-    assert found["warnings"] <= 2
+    assert found["warnings"] <= 4, "one of each training, and one of its spool"
 
 
 def test_a_crowd_with_large_windows_before_a_stalled_writer_stays_within_memory() -> None:
@@ -88,17 +87,16 @@ def test_a_crowd_with_large_windows_before_a_stalled_writer_stays_within_memory(
 def test_a_viewer_that_hangs_is_named_bounded_and_survived() -> None:
     found = run("stuck_viewer.py", "--windows", "500", "--limit-mb", "1.5", "--seconds", "1")
     assert found["named_the_reader"]
-    assert found["warned_before"]
     assert found["journal_mb"] < 1.5 + 2
     assert (found["lost"], found["doubled"], found["integrity"], found["held"]) == (0, 0, "ok", 0)
     assert found["stored_at_the_limit"] == 0
 
 
 def test_more_windows_than_fit_stay_below_the_size_beside_ncmon_prune() -> None:
-    found = run("max_bytes.py", "--windows", "450", "--mb", "1.2")
+    found = run("max_bytes.py", "--windows", "650", "--mb", "2")
     assert found["below"]
     assert found["prunes"] > 0
-    assert 0 < found["windows_left"] < 450
+    assert 0 < found["windows_left"] < 650
     assert (found["lost"], found["doubled"], found["integrity"], found["held"]) == (0, 0, "ok", 0)
 
 

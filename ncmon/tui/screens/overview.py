@@ -13,7 +13,7 @@ from textual.widgets import Input
 from ncmon.feed import Detail, RunState, Snapshot, SourceState
 from ncmon.store.results import RunSummary
 from ncmon.tui import palette
-from ncmon.tui.format import fit, number, printable
+from ncmon.tui.format import delivery, fit, number, printable
 from ncmon.tui.screens.base import DataScreen, Sheet
 from ncmon.tui.widgets.lines import Row, Span
 from ncmon.tui.widgets.runs import COLUMNS, SORTS, RunTable
@@ -64,6 +64,9 @@ class OverviewScreen(DataScreen):
         if look.run_sort or look.run_reversed:
             turned = " reversed" if look.run_reversed else ""
             left.append((f"  by {SORTS[look.run_sort % len(SORTS)]}{turned}", palette.DIM))
+        if told := delivery(snapshot.counters):
+            # Last: on a narrow terminal it is the first to go.
+            left.append((f"  {told}", palette.WARN if snapshot.counters.get("rejected") else palette.DIM))
         return left
 
     def tick(self, snapshot: Snapshot) -> None:
