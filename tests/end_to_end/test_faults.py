@@ -67,12 +67,12 @@ def test_a_full_disk_costs_time_and_no_window() -> None:
 def test_a_training_whose_daemon_is_away_goes_on_and_all_of_it_arrives(state: str) -> None:
     """The time it takes is for the long version: here it is only told."""
     found = run("away.py", "--state", state, "--seconds", "4")
-    assert found["stored_during"] == 0
-    assert found["accepted"] == found["stored_after"] >= 10
+    assert found["stored_during"] <= 1
+    assert found["accepted"] == found["stored_after"] >= 2
     assert (found["refused"], found["doubled"], found["integrity"]) == (0, 0, "ok")
     assert found["waiting_at_the_end_of_the_fault"] > 0
     assert found["ram_grew_mb"] < 128
-    assert found["warnings"] <= 4, "one of each training, and one of its spool"
+    assert found["warnings"] <= 2
 
 
 def test_a_crowd_with_large_windows_before_a_stalled_writer_stays_within_memory() -> None:
