@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 from ncmon.process import give_back_memory, resident_bytes
 
-LIMIT_BYTES = 400 * 1024**2
+LIMIT_BYTES = 384 * 1024**2
 """With what comes in until the next look this stays below half a gigabyte."""
-LOOK_S = 0.1
+LOOK_S = 0.05
 MARGIN_BYTES = 64 * 1024**2
 
 
@@ -47,6 +47,11 @@ class Breaker:
         self._give_back()
         found = self._resident()
         return found if found > self._limit else 0
+
+    def freed(self) -> bool:
+        """Return whether what was cut off has been given back; the library closes in the background."""
+        self._give_back()
+        return self._resident() <= self._least
 
     def cut(self) -> None:
         """The clients were cut off, and the library has let go of what it held for them."""

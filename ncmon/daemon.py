@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 import ncmon
-from ncmon import config, disk, packing, prometheus, security
+from ncmon import config, disk, logs, packing, prometheus, security
 from ncmon.alerts import Limits
 from ncmon.bell import Bell
 from ncmon.breaker import Breaker
@@ -39,6 +39,7 @@ from ncmon.model import Evaluation, Window
 from ncmon.process import StopSignal
 from ncmon.reception import Complaints, Reception
 from ncmon.store.checkpoint import WRITER_PAGES, Checkpoints
+from ncmon.store.migrate import library
 from ncmon.store.writer import Writer
 from ncmon.sweep import Sweep
 from ncmon.transport import Delivery, Transport
@@ -56,8 +57,8 @@ FLOOD_MESSAGES = 32
 """A batch that has so many is taken for part of a flood."""
 IDLE_S = 1.0
 """Longest wait; also how often waiting streams are reminded."""
-FREED_S = 0.2
-"""The library closes in the background."""
+FREED_S, FREED_LOOKS = 0.02, 10
+"""After a cut: how often it is looked whether the memory has come back, and how many times."""
 TRIM_ABOVE, TRIM_BELOW, TRIM_S = 0.97, 0.95, 0.25
 """Of `--max-bytes`: what makes it drop something, and down to where; and how long it may take at a time."""
 
@@ -303,7 +304,10 @@ class Daemon:
         log.error("%d MB of memory are in use: every client is asked for a new session", held >> 20)
         with security.private_files():
             self._transport.rebind()
-        time.sleep(FREED_S)
+        for _ in range(FREED_LOOKS):
+            if self._breaker.freed():
+                break
+            time.sleep(FREED_S)
         self._breaker.cut()
 
     def _trim(self, max_bytes: int) -> None:
@@ -346,6 +350,7 @@ def run_daemon(
     max_bytes: int | None = None,
     limits: Limits | None = None,
     on_alert: Sequence[str] = (),
+    log_format: logs.Form = "text",
 ) -> int:
     """Serve `database` at the endpoints `listen` (by default the user's own) until SIGTERM or SIGINT; return 0.
 
@@ -356,8 +361,7 @@ def run_daemon(
     Raises `ListenError` or `StoreError` where it cannot begin: another daemon serves the database or a socket, an
     endpoint is not allowed, keys are missing, a directory is open to others, the database is not ours.
     """
-    if not logging.getLogger().hasHandlers():
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
+    logs.set_up(log_format)
     endpoints = tuple(dict.fromkeys(map(config.check_endpoint, listen or (config.default_endpoint(),))))
     keyring = Keyring() if any(map(config.is_tcp, endpoints)) else None
     key = keyring.server() if keyring is not None else None
@@ -369,6 +373,9 @@ def run_daemon(
             f"{database} is on a network file system ({kind}), where SQLite's journal is not safe: put it on a local "
             "disk with --db, or set NCMON_NETWORK_DISK=1 where only this machine ever opens it"
         )
+    version, sound = library()
+    if not sound:
+        log.warning("SQLite %s has a rare bug that can damage a database; 3.51.3, 3.50.7 and 3.44.6 are cured", version)
     at = prometheus.address(metrics) if metrics is not None else None
     sockets = [path for path in map(config.ipc_path, endpoints) if path is not None]
     with ExitStack() as stack:

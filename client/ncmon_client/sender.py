@@ -26,7 +26,7 @@ from ncmon_client.outbox import Outbox
 
 FIRST_CONTACT_S = 0.5
 """How long `close` waits for a daemon that was never reached: a connection on one node takes milliseconds."""
-QUIET_S = 0.8
+QUIET_S = 0.6
 """How long `close` waits without an acknowledgement where the spool keeps what is left."""
 CRASH_WAIT_S = 1.0
 SETTLE_S = 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -11,11 +12,12 @@ from typing import Any, Literal
 
 import click
 
-from ncmon import config
+from ncmon import config, security
 from ncmon.cli import output
 from ncmon.cli.arguments import database_option, examples, format_option
 from ncmon.cli.output import Column, Listing
 from ncmon.errors import NcmonError
+from ncmon.process import openers
 
 State = Literal["ok", "look", "wrong"]
 
@@ -24,6 +26,10 @@ COLUMNS = (
     Column(key="state", heading="STATE"),
     Column(key="found", heading="FOUND"),
 )
+MANY_MESSAGES = 200
+"""More than a daemon that keeps up has waiting; ncmon's own clients hold up to 512."""
+LAST_WINDOWS = """SELECT r.run_id, r.name, w.ranks, w.world_size, max(w.step) FROM run r JOIN window w USING (run_key)
+WHERE r.status = 'live' AND w.world_size > 1 GROUP BY r.run_key"""
 LONG_JOURNAL_BYTES = 256 * 1024**2
 """Four times what SQLite is told to keep: somebody reads for so long that it cannot be folded back."""
 
@@ -66,8 +72,10 @@ def examine(endpoint: str, database: Path | None) -> Iterator[Finding]:
     if status:
         yield from _guarded("counters", lambda: _counters(status))
     if not remote:
-        yield from _guarded("socket", lambda: _socket(endpoint))
-        yield from _guarded("database", lambda: _database(path, served=bool(status)))
+        yield from _guarded("socket", lambda: _socket(endpoint, bool(status)))
+        yield from _guarded("database", lambda: _database(path, status.get("pid")))
+        if path.exists():
+            yield from _guarded("ranks", lambda: _ranks(path))
         yield from _guarded("disk", lambda: _disk(path))
         yield from _guarded("sqlite", _sqlite)
     yield from _guarded("spool", _spool)
@@ -109,6 +117,9 @@ def _counters(status: dict[str, Any]) -> Iterator[tuple[State, str]]:
     text = f"{count['accepted']} accepted = " + " + ".join(f"{value} {name}" for name, value in parts.items())
     adds_up = count["accepted"] == sum(parts.values())
     yield ("ok", text) if adds_up else ("wrong", f"{text} does not add up: this is a bug, please report it")
+    waiting = parts["waiting"] + count.get("backlog", 0)
+    if waiting > MANY_MESSAGES:
+        yield "look", f"{waiting} messages wait: other ranks are missing, or the daemon is behind; look at `top`"
     if parts["rejected"]:
         yield "look", "what was rejected, and why: ncmon query 'SELECT run_id, code, reason FROM rejected'"
     if count.get("inbox"):
@@ -120,7 +131,7 @@ def _counters(status: dict[str, Any]) -> Iterator[tuple[State, str]]:
         yield "look", f"{count['refused']} sessions were refused: the daemon's log says whose"
 
 
-def _socket(endpoint: str) -> Iterator[tuple[State, str]]:
+def _socket(endpoint: str, answered: bool) -> Iterator[tuple[State, str]]:
     path = config.ipc_path(endpoint)
     if path is None or not path.parent.exists():
         yield "ok", "not there yet"
@@ -132,11 +143,24 @@ def _socket(endpoint: str) -> Iterator[tuple[State, str]]:
         yield "wrong", f"others can reach the socket: chmod 700 {path.parent}"
     else:
         yield "ok", f"{path.parent} is closed to others"
+    if answered:
+        return
+    holder = security.held_by(path)
+    if holder:
+        yield "wrong", f"{holder} holds {path} and does not answer: look at its log, or end it with `kill`"
+    elif path.exists():
+        yield "look", f"{path} was left by a daemon that has ended: `ncmon serve` takes it over"
 
 
-def _database(path: Path, *, served: bool) -> Iterator[tuple[State, str]]:
+def _database(path: Path, answering: int | None) -> Iterator[tuple[State, str]]:
     from ncmon.store.queries import Store
 
+    holder = security.held_by(path.resolve())
+    if holder and holder != f"pid {answering}":
+        yield (
+            "look",
+            f"{path} is served by {holder}, which is not the daemon asked here: name its socket, ncmon doctor ipc://...",
+        )
     if not path.exists():
         yield "look", f"{path} is not there yet: a daemon makes it"
         return
@@ -144,11 +168,30 @@ def _database(path: Path, *, served: bool) -> Iterator[tuple[State, str]]:
         runs = len(store.summary())
         waiting = store.waiting()
     yield "ok", f"{path}: {runs} runs, {path.stat().st_size >> 20} MB"
-    if waiting and not served:
+    if waiting and not holder:
         yield "look", f"{waiting} windows wait in it to be evaluated: ncmon serve --db {path}"
     journal = path.with_name(path.name + "-wal")
     if journal.exists() and journal.stat().st_size > LONG_JOURNAL_BYTES:
-        yield "look", f"its journal has {journal.stat().st_size >> 20} MB: a viewer that hangs keeps it, close it"
+        who = openers(path.resolve()) or "unknown"
+        yield (
+            "look",
+            f"its journal has {journal.stat().st_size >> 20} MB: somebody reads for too long ({who}), close it",
+        )
+
+
+def _ranks(path: Path) -> Iterator[tuple[State, str]]:
+    from ncmon.store.queries import Store
+
+    with Store.open(path) as store:
+        found = store.sql(LAST_WINDOWS, max_rows=20, timeout_s=5.0).rows
+    for run_id, name, ranks, world_size, step in found:
+        missing = sorted(set(range(int(str(world_size)))) - set(json.loads(str(ranks))))
+        if missing:
+            listed = ", ".join(map(str, missing[:10]))
+            text = (
+                f"run {output.clean(str(name))} ({run_id}): rank {listed} of {world_size} was not in the window of step"
+            )
+            yield "look", f"{text} {step}: look at that process, or at the way from its machine to here"
 
 
 def _disk(path: Path) -> Iterator[tuple[State, str]]:
@@ -181,7 +224,7 @@ def _spool() -> Iterator[tuple[State, str]]:
     from ncmon_client import spool
 
     place = spool.directory()
-    left = messages = living = 0
+    left = messages = living = held = 0
     for path in spool.files(place):
         try:
             found, lives = spool.look(path)
@@ -191,10 +234,16 @@ def _spool() -> Iterator[tuple[State, str]]:
         living += lives
         left += not lives
         messages += 0 if lives else len(found.records)
+        held += len(found.records) if lives else 0
     if left:
         yield "look", f"{messages} messages of {left} processes that have ended wait in {place}: ncmon spool push"
     else:
         yield "ok", f"nothing was left behind in {place}" + (f", {living} processes use it" if living else "")
+    if held > MANY_MESSAGES:
+        yield (
+            "look",
+            f"{held} messages of processes that live wait in {place}: their daemon is away or behind, ncmon serve",
+        )
     damaged = len(list(place.glob(f"*{spool.CORRUPT}")))
     if damaged:
         yield "look", f"{damaged} damaged files were set aside in {place}: ncmon spool ls, ncmon spool rm --all"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ncmon import config
+from ncmon import config, logs
 from ncmon.cli import diagnostics
 from ncmon.cli.arguments import database_option, examples
 from ncmon.errors import ListenError, UsageError
@@ -67,6 +67,13 @@ if TYPE_CHECKING:
     help="A limit of the alerts' rules (overhead-share=0.1), or a rule that is not wanted (class-dead=off);"
     " `ncmon alerts --rules` lists them. May be given several times.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMS),
+    default="text",
+    show_default=True,
+    help="Of the log: lines for people, or a JSON object a line.",
+)
 def command(
     database: Path | None,
     listen: tuple[str, ...],
@@ -77,6 +84,7 @@ def command(
     max_bytes: int | None,
     on_alert: str | None,
     said: tuple[str, ...],
+    log_format: logs.Form,
 ) -> int:
     """Receive windows from trainings, store them and show them.
 
@@ -101,7 +109,14 @@ def command(
         from ncmon.daemon import run_daemon
 
         daemon = partial(
-            run_daemon, path, endpoints, metrics=metrics, max_bytes=max_bytes, limits=limits, on_alert=words
+            run_daemon,
+            path,
+            endpoints,
+            metrics=metrics,
+            max_bytes=max_bytes,
+            limits=limits,
+            on_alert=words,
+            log_format=log_format,
         )
         if page is None:
             return daemon()
@@ -113,6 +128,7 @@ def command(
         *(("--web", web) if web else ()),
         *(("--web-public",) if web_public else ()),
         *(("--on-alert", on_alert) if on_alert else ()),
+        *(("--log-format", log_format) if log_format != "text" else ()),
         *(word for text in said for word in ("--alert", text)),
     ]
     return _on_terminal(path, endpoints, more, page.link if page is not None else "")

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 from ncmon.cells import cut, fit, printable, width
 
-__all__ = ("age", "clock", "cosine", "cut", "day_clock", "fit", "number", "percent", "printable", "tick", "width")
+__all__ = (
+    "age",
+    "clock",
+    "cosine",
+    "cut",
+    "day_clock",
+    "delivery",
+    "fit",
+    "number",
+    "percent",
+    "printable",
+    "tick",
+    "width",
+)
 
 
 def number(value: float | None, width: int = 8) -> str:
@@ -74,3 +88,13 @@ def day_clock(at: float, now: float) -> str:
     """Return the local hour and minute; of another day than `now`, its date."""
     there = time.localtime(at)
     return time.strftime("%H:%M" if there[:3] == time.localtime(now)[:3] else "%d %b", there)
+
+
+def delivery(counters: Mapping[str, int]) -> str:
+    """Return what became of the messages that a daemon accepted; empty where it does not tell."""
+    if "accepted" not in counters:
+        return ""
+    parts = [
+        f"{counters[name]:,} {name}" for name in ("stored", "rejected", "waiting", "deleted") if counters.get(name)
+    ]
+    return f"{counters['accepted']:,} accepted = {' + '.join(parts) or '0 stored'}"

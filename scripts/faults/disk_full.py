@@ -74,6 +74,9 @@ def main() -> None:
             slowest_offer_s=round(end["slowest_s"], 4),
             seconds=round(time.monotonic() - begin, 1),
         )
+        # A mount point cannot be taken down with the rest.
+        site.end()
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 import zmq
-from stand import Stand, report, resident_bytes, stand
+from stand import Stand, peak_bytes, report, resident_bytes, stand
 
 from ncmon_client import wire
 from ncmon_client.outbox import Outbox
@@ -132,6 +132,36 @@ def crowd(site: Stand, rng: random.Random, stop: threading.Event) -> int:
     return sent
 
 
+def speaking(site: Stand) -> socket.socket:
+    """Return a raw connection behind its handshake, as a DEALER."""
+    raw = socket.socket(socket.AF_UNIX)
+    raw.settimeout(2.0)
+    raw.connect(site.endpoint.removeprefix("ipc://"))
+    raw.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32))
+    greeting = b""
+    while len(greeting) < 64:
+        greeting += raw.recv(64 - len(greeting))
+    ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+    raw.sendall(b"\x04" + bytes([len(ready)]) + ready)
+    raw.recv(256)
+    return raw
+
+
+def endless(site: Stand, rng: random.Random, stop: threading.Event) -> int:
+    """Messages whose last part never comes, as fast as they are taken, and a gigabyte that is only announced."""
+    part = b"\x03" + (65536).to_bytes(8, "big") + bytes(65536)
+    sent = 0
+    while not stop.is_set():
+        with suppress(OSError), speaking(site) as raw:
+            if rng.random() < 0.3:
+                raw.sendall(b"\x02" + (1 << 30).to_bytes(8, "big") + bytes(65536))
+            while not stop.is_set():
+                raw.sendall(part)
+                sent += 1
+        time.sleep(0.05)
+    return sent
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -152,7 +182,7 @@ def main() -> None:
             return thread
 
         before = resident_bytes(daemon.pid)
-        threads = [start(what, number) for number, what in enumerate((fuzz, noise, crowd))]
+        threads = [start(what, number) for number, what in enumerate((fuzz, noise, crowd, endless))]
         outbox = Outbox()
         honest = Sender(endpoint=site.endpoint, run=make_info(), outbox=outbox, log=logging.getLogger("honest"))
         slowest, most, step = 0.0, before, 0
@@ -168,7 +198,7 @@ def main() -> None:
                 time.sleep(0.002)
             slowest = max(slowest, time.monotonic() - begin)
             if daemon.poll() is None:
-                most = max(most, resident_bytes(daemon.pid))
+                most = peak_bytes(daemon.pid)
             time.sleep(0.02)
         stop.set()
         for thread in threads:
@@ -182,7 +212,9 @@ def main() -> None:
             alive=alive,
             sent=counts,
             served_within_s=round(slowest, 3),
-            memory_grew_mb=(most - before) >> 20,
+            idle_mb=before >> 20,
+            peak_mb=most >> 20,
+            sessions_cut=site.read("daemon.log").count("asked for a new session"),
             honest_windows=step,
             **{name: value for name, value in site.verdict({"run": set(range(step))}).items() if name != "accepted"},
             evil_rejected=site.rows("SELECT code, count(*) FROM rejected GROUP BY code ORDER BY 2 DESC"),

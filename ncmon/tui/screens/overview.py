@@ -20,7 +20,7 @@ from ncmon.feed import RunState, Snapshot, SourceState
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.store.results import RunSummary
 from ncmon.tui import palette
-from ncmon.tui.format import age, fit, number, printable
+from ncmon.tui.format import age, delivery, fit, number, printable
 from ncmon.tui.plots import framed, moment
 from ncmon.tui.screens.base import DataScreen, Sheet
 from ncmon.tui.screens.run import picture_of
@@ -91,6 +91,9 @@ class OverviewScreen(DataScreen):
         if look.run_sort or look.run_reversed:
             turned = " reversed" if look.run_reversed else ""
             left.append((f"  by {SORTS[look.run_sort % len(SORTS)]}{turned}", palette.DIM))
+        if told := delivery(snapshot.counters):
+            # Last: on a narrow terminal it is the first to go.
+            left.append((f"  {told}", palette.WARN if snapshot.counters.get("rejected") else palette.DIM))
         return left
 
     def tick(self, snapshot: Snapshot) -> None:

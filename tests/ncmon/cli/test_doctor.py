@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ncmon import disk
-from tests.client.test_spool import written
+from ncmon import disk, security
+from ncmon_client import spool
+from tests.client.test_spool import label, packed, written
 from tests.ncmon.cli.conftest import Run
 
 
@@ -99,3 +104,98 @@ def test_a_check_that_fails_is_a_finding_and_no_traceback(run: Run, answer: dict
     done = run("doctor", "--db", str(tmp_path / "x.db"))
     assert done.exit_code == 1
     assert "not an SQLite database" in " ".join(done.stdout.split())
+
+
+def test_a_socket_that_was_left_is_said_to_be_harmless(run: Run, answer: dict[str, Any], tmp_path: Path) -> None:
+    answer.clear()
+    place = tmp_path / "sockets"
+    place.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(place / "s"))
+    row = rows(run, f"ipc://{place}/s")["socket"][-1]
+    assert row["state"] == "look"
+    assert "`ncmon serve` takes it over" in row["found"]
+
+
+def test_who_holds_a_socket_and_does_not_answer_is_named(run: Run, answer: dict[str, Any], tmp_path: Path) -> None:
+    answer.clear()
+    place = tmp_path / "sockets"
+    place.mkdir(mode=0o700)
+    with security.lock_socket(place / "s"):
+        row = rows(run, f"ipc://{place}/s")["socket"][-1]
+    assert row["state"] == "wrong"
+    assert f"pid {os.getpid()}" in row["found"]
+
+
+def test_a_database_that_another_daemon_serves_is_said(run: Run, answer: dict[str, Any], made: Path) -> None:
+    with security.lock_database(made):
+        row = rows(run)["database"][0]
+        assert row["state"] == "look"
+        assert f"served by pid {os.getpid()}" in row["found"]
+        # The one that answered holds it rightly.
+        answer["pid"] = os.getpid()
+        assert [row["state"] for row in rows(run)["database"]] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("version", "sound"),
+    [
+        ((3, 51, 3), True),
+        ((3, 52, 0), True),
+        ((3, 50, 7), True),
+        ((3, 44, 6), True),
+        ((3, 51, 2), False),
+        ((3, 50, 8), False),
+        ((3, 44, 5), False),
+        ((3, 40, 1), False),
+    ],
+)
+def test_an_sqlite_with_the_bug_is_named_with_where_it_is_cured(
+    run: Run, answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], sound: bool
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
+    [row] = rows(run)["sqlite"]
+    assert row["state"] == ("ok" if sound else "look")
+    assert ("3.51.3" in row["found"]) == (not sound)
+
+
+def test_a_newer_schema_is_a_failure(run: Run, answer: dict[str, Any], tmp_path: Path) -> None:
+    from ncmon.store import schema
+    from ncmon.store.writer import Writer
+
+    Writer.open(tmp_path / "new.db").close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "new.db")) as connection:
+        connection.execute(f"PRAGMA user_version = {schema.SCHEMA + 1}")
+    done = run("doctor", "--db", str(tmp_path / "new.db"), "--format", "json")
+    assert done.exit_code == 1
+    [row] = [row for row in json.loads(done.stdout) if row["check"] == "database"]
+    assert row["found"].endswith("upgrade ncmon")
+
+
+def test_a_rank_that_is_missing_from_the_last_window_is_named(run: Run, answer: dict[str, Any], tmp_path: Path) -> None:
+    from ncmon.store.writer import Writer
+    from tests.factories import make_evaluation, make_run, make_window
+    from tests.ncmon.store.batches import STREAM, stored
+
+    path = tmp_path / "ranks.db"
+    with Writer.open(path) as writer:
+        writer.put_run(make_run(world_size=3), STREAM, now=1.0)
+        for seq, ranks in enumerate([(0, 1, 2), (0, 2)]):
+            window = make_window(step=seq, epoch=seq, world_size=3, ranks=ranks)
+            writer.commit([stored(seq, make_evaluation(window))], now=2.0)
+            found = rows(run, "--db", str(path)).get("ranks", [])
+            assert [row["state"] for row in found] == (["look"] if seq else [])
+    assert "rank 1 of 3 was not in the window of step 1" in found[0]["found"]
+
+
+def test_a_backlog_is_said_and_where_it_lies(
+    run: Run, answer: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer["counters"] |= {"accepted": 304, "waiting": 300}
+    assert rows(run)["counters"][1]["found"].startswith("300 messages wait")
+    monkeypatch.setenv("NCMON_SPOOL", str(tmp_path / "spool"))
+    living = spool.SpoolFile.create(label(), place=tmp_path / "spool")
+    for seq in range(250):
+        living.append(seq, packed(seq))
+    assert rows(run)["spool"][-1]["found"].startswith("250 messages of processes that live")
+    living.close()

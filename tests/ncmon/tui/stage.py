@@ -110,7 +110,7 @@ def _window(seed: int, collapse: float, epoch: int, run_id: str) -> Window:
 
 def make_app(path: Path, **options: Any) -> NcmonApp:
     """Return the application over a store, as a live daemon would show it at `NOW`."""
-    status = {"database": str(path), "host": "gpu07", "counters": {"stored": 80}}
+    status = {"database": str(path), "host": "gpu07", "counters": options.pop("counters", {"stored": 80})}
     feed = Feed(endpoint="ipc:///nowhere", database=None, clock=lambda: NOW, ask=lambda endpoint: status)
     return NcmonApp(feed, clock=lambda: NOW, refresh_s=0.05, **options)
 

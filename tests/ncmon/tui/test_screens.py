@@ -347,3 +347,12 @@ async def test_every_theme_draws_every_screen(database: Path, theme: str) -> Non
                 assert any(glyph in text for glyph in "░▒▓█")  # no colour: shades
 
     await with_app(database, act)
+
+
+async def test_the_overview_says_what_became_of_everything_that_was_accepted(database: Path) -> None:
+    async def act(pilot: Pilot[None], app: NcmonApp) -> None:
+        line = screen_text(app).splitlines()[0]
+        assert "1,204 accepted = 1,200 stored + 1 rejected + 3 waiting" in line
+
+    counters = {"accepted": 1204, "stored": 1200, "rejected": 1, "waiting": 3, "duplicates": 7}
+    await with_app(database, act, counters=counters, size=(160, 40))
