@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ncmon.bounds import BOUNDS, pairs, plus, sharp, theorem
+from ncmon.bounds import BOUNDS, known_mean, pairs, sharp, theorem
 from ncmon.bounds.inputs import WindowInputs
 from ncmon.evaluate import evaluate
 from ncmon.metrics.view import Unavailable
@@ -221,13 +221,12 @@ def test_a_known_mean_certifies_no_more_than_what_is_there(seed: int) -> None:
     t = reach * n * x
     offset = float(np.log(n_classes - 1))
     loss = float(chance @ np.logaddexp(0.0, offset - kappa * t))
-    found = plus.with_mean(
+    found = known_mean.least_with_mean(
         reach=np.array([reach]),
         loss=np.array([max(loss, 1e-300)]),
         offset=np.array([offset]),
         kappa=kappa,
         own=np.array([float(chance @ t)]),
-        tries=plus.TRIES,
     )
     assert found[0] <= chance @ x + 1e-9
 
