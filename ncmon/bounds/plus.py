@@ -29,6 +29,7 @@ from ncmon.bounds.inputs import (
 from ncmon.bounds.known_mean import least_with_mean
 from ncmon.bounds.moment import ROUNDING
 from ncmon.bounds.pairs import (
+    MANY_CLASSES,
     MOST_CLASSES,
     Cap,
     Weighting,
@@ -101,17 +102,20 @@ def certify_plus_alignment(view: View) -> Certificates:
 def along_means(view: View, cosine: FloatArray) -> Cap:
     """Return the caps along the class means with certified cosines (K,).
 
-    Products of the means are those of the centred ones plus what the mean of all adds, so that one Gram matrix serves
-    all metrics; their rounding is in proportion to (|mu_c - mu_G| + |mu_G|) (|mu_e - mu_G| + |mu_G|).
+    Of many classes the products are those of the centred means plus what the mean of all adds, so that one Gram matrix
+    serves all metrics; their rounding is in proportion to (|mu_c - mu_G| + |mu_G|) (|mu_e - mu_G| + |mu_G|).
     """
+    rounding = np.full(view.present.size, np.sqrt(gram_rounding(view.layer.n_features)))
+    norms = geometry.row_norms(view.means)
+    if view.present.size <= MANY_CLASSES:
+        return Cap.of(view.means @ view.means.T, norms, rounding, cosine)
     centred = view.centred
     shift, length = centred.rows @ centred.mean, float(np.linalg.norm(centred.mean))
     gram = view.mean_gram + shift[:, None]
     gram += shift + length * length
-    norms = geometry.row_norms(view.means)
     with np.errstate(all="ignore"):
         spread = np.maximum((centred.norms + length) / norms, 1.0)
-    return Cap.of(gram, norms, np.sqrt(gram_rounding(view.layer.n_features)) * spread, cosine)
+    return Cap.of(gram, norms, rounding * spread, cosine)
 
 
 def greatest_pair(view: View) -> tuple[float, tuple[int, int]]:
