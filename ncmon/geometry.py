@@ -136,10 +136,11 @@ def simplex_etf(n_classes: int, n_features: int | None = None) -> FloatArray:
     return rows
 
 
-def cosines(rows: FloatArray, norms: FloatArray) -> FloatArray:
-    """Return the cosines (n, n) between the rows (n, d), whose norms (n,) are all positive."""
-    unit = rows / norms[:, None]
-    return np.clip(unit @ unit.T, -1.0, 1.0)
+def cosines(gram: FloatArray, norms: FloatArray) -> FloatArray:
+    """Return the cosines (n, n) of vectors from their Gram matrix (n, n) and their norms (n,), all positive."""
+    result = gram / norms[:, None]
+    result /= norms
+    return np.clip(result, -1.0, 1.0, out=result)
 
 
 def row_cosines(first: FloatArray, second: FloatArray) -> FloatArray:
@@ -156,24 +157,50 @@ def pair_values(matrix: FloatArray) -> FloatArray:
 
 def pair_maximum(matrix: FloatArray) -> tuple[float, tuple[int, int]]:
     """Return the largest entry off the diagonal of a symmetric (n, n), n >= 2, and its pair (i < j)."""
-    upper = np.where(np.tri(matrix.shape[0], dtype=bool), -np.inf, matrix)
-    row, column = divmod(int(np.argmax(upper)), matrix.shape[0])
-    return float(matrix[row, column]), (row, column)
+    other = matrix.copy()
+    np.fill_diagonal(other, -np.inf)
+    # Row by row the first of two equal entries is the one above the diagonal.
+    row, column = divmod(int(np.argmax(other)), matrix.shape[0])
+    return float(matrix[row, column]), (min(row, column), max(row, column))
 
 
-def squared_distances(rows: FloatArray) -> FloatArray:
-    """Return |rows_i - rows_j|^2 as (n, n), zero on the diagonal, by one Gram product.
+def pair_mean(matrix: FloatArray) -> float:
+    """Return the mean over pairs of a symmetric (n, n), n >= 2."""
+    n = matrix.shape[0]
+    return float((matrix.sum() - np.trace(matrix)) / (n * (n - 1.0)))
+
+
+def pair_spread(matrix: FloatArray, expected: float) -> tuple[float, float]:
+    """Return the std (ddof 0) and the mean of |x - expected| over pairs of a symmetric (n, n), n >= 2."""
+    n = matrix.shape[0]
+    count = n * (n - 1.0)
+    # Zeros on the diagonal, not a difference of sums: at a simplex frame all that is left is rounding.
+    off = matrix - expected
+    np.fill_diagonal(off, 0.0)
+    mean, distance = off.sum() / count, float(np.abs(off).sum() / count)
+    off -= mean
+    np.fill_diagonal(off, 0.0)
+    return float(np.sqrt(np.vdot(off, off) / count)), distance
+
+
+def squared_distances(rows: FloatArray, gram: FloatArray | None = None) -> FloatArray:
+    """Return |rows_i - rows_j|^2 as (n, n), zero on the diagonal, by one Gram product, unless that is given.
 
     A Gram matrix loses the digits of a distance that is small beside the norms; those few pairs are taken directly.
     """
-    gram = rows @ rows.T
+    if gram is None:
+        gram = rows @ rows.T
     square = np.diagonal(gram).copy()
     total = square[:, None] + square[None, :]
-    result = total - 2 * gram
-    near = np.triu(result <= CANCELLATION * total, 1)
-    for first, second in zip(*np.nonzero(near), strict=True):
-        difference = rows[first] - rows[second]
-        result[first, second] = result[second, first] = difference @ difference
+    result = total - gram
+    result -= gram
+    total *= CANCELLATION
+    near = result <= total
+    np.fill_diagonal(near, False)
+    if near.any():
+        for first, second in zip(*np.nonzero(np.triu(near, 1)), strict=True):
+            difference = rows[first] - rows[second]
+            result[first, second] = result[second, first] = difference @ difference
     np.fill_diagonal(result, 0.0)
     return result
 
@@ -181,10 +208,13 @@ def squared_distances(rows: FloatArray) -> FloatArray:
 def etf_distance(gram: FloatArray) -> float:
     """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F for G (K, K): the distance to the Gram matrix of a simplex frame."""
     n_classes = gram.shape[0]
-    frame = (np.eye(n_classes) - 1.0 / n_classes) / np.sqrt(n_classes - 1.0)
     # Products of products: squared once more they leave float64 from lengths of 1e77 on, where |G| would be infinite.
-    gram = gram / np.abs(gram).max()
-    return float(np.linalg.norm(gram / np.linalg.norm(gram) - frame))
+    rest = gram / np.abs(gram).max()
+    rest /= np.linalg.norm(rest)
+    size = 1.0 / np.sqrt(n_classes - 1.0)
+    rest += size / n_classes
+    rest.flat[:: n_classes + 1] -= size
+    return float(np.linalg.norm(rest))
 
 
 def same_floor(largest: float, *, single: bool = False) -> float:

@@ -64,7 +64,7 @@ _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 
 def inverse_loss(loss: FloatArray, n_classes: int) -> FloatArray:
     """Return g^-1(l) = (log(C-1) - log(e^l - 1)) / kappa elementwise, l > 0."""
-    return (np.log(n_classes - 1.0) - _log_expm1(loss)) * (n_classes - 1.0) / n_classes
+    return (np.log(n_classes - 1.0) - log_expm1(loss)) * (n_classes - 1.0) / n_classes
 
 
 def least_mean_cosine(
@@ -148,7 +148,7 @@ class _Problem:
 
     def inverse(self, loss: FloatArray) -> FloatArray:
         """Return t with f(t) = loss."""
-        return (self.offset - _log_expm1(loss)) / self.kappa
+        return (self.offset - log_expm1(loss)) / self.kappa
 
 
 def _certified(problem: _Problem) -> FloatArray:
@@ -177,7 +177,7 @@ def _one_atom(problem: _Problem) -> tuple[FloatArray, np.ndarray]:
     level = problem.f(t)
     bad_branch_is_higher = -1.0 + multiplier * problem.at_zero >= (1.0 + 1.0 / p) * x + multiplier * level
     beyond_inflection = (p + 1) * problem.kappa * t * np.exp(-level) >= 1.0
-    digits = 1.0 + (np.abs(problem.offset) + np.abs(_log_expm1(loss))) / (problem.kappa * problem.reach)
+    digits = 1.0 + (np.abs(problem.offset) + np.abs(log_expm1(loss))) / (problem.kappa * problem.reach)
     return x - ROUNDING * digits, (t > 0) & bad_branch_is_higher & beyond_inflection
 
 
@@ -287,7 +287,7 @@ def _good_branch(problem: _Problem, norm_price: FloatArray, loss_price: FloatArr
     return np.where(exists, value, np.inf), np.where(exists, size, loss_price * problem.at_zero)
 
 
-def _log_expm1(value: FloatArray) -> FloatArray:
+def log_expm1(value: FloatArray) -> FloatArray:
     """Return log(e^v - 1) for v > 0 without overflow; NaN below zero."""
     small = np.log(np.expm1(np.minimum(value, 31.0)))
     return np.where(value > 30.0, value + np.log1p(-np.exp(-np.maximum(value, 1.0))), small)

@@ -19,8 +19,9 @@ from ncmon.bounds.moment import ROUNDING
 
 NEWTON_STEPS = 60
 ROOT_STEPS = 40
-BACK_OFF = (1e-7, 1e-4, 1e-2, 5e-2)
-"""Shares by which x is lowered until the certificate holds."""
+BACK_OFF = (1e-7, 1e-4, 1e-2, 5e-2, -1e-2, -3e-2, -0.1)
+"""Shares by which x is lowered, or raised, until the certificate is near the program's own value: at losses below 1e-20
+other multipliers than the program's certify more."""
 NEAR = 1e-3
 """A certificate this close to the program's own value is good enough."""
 
@@ -34,7 +35,7 @@ def greatest_inter(n_classes: int, product: float, loss: float) -> float | None:
             return None
         best = 1.0
         for share in BACK_OFF:
-            found = _certificate(n, product, loss, _solve(n, product, root * (1 - share)))
+            found = _certificate(n, product, loss, _solve(n, product, min(root * (1 - share), _top(n))))
             best = min(best, found)
             if best < 1 - 2 * root * root + NEAR:
                 break
@@ -59,31 +60,37 @@ def _softplus(u: float) -> float:
     return u + math.log1p(math.exp(-u)) if u > 0 else math.log1p(math.exp(u))
 
 
+def _top(n: int) -> float:
+    """Return the x of a simplex frame, less its rounding."""
+    return math.sqrt(n / (n - 1.0) / 2) * (1 - 1e-12)
+
+
 def _root(n: int, product: float, loss: float) -> float | None:
-    """Return x with V(x) = C L by the Illinois rule; V falls as x grows to its value at a simplex frame."""
-    top = math.sqrt(n / (n - 1.0) / 2) * (1 - 1e-12)
+    """Return x with V(x) = C L by Newton's method inside a bracket; V falls as x grows to its value at a simplex frame.
+
+    By the envelope theorem dV/dx = 2 theta dPbar/dx.
+    """
+    low, high = 1e-3, _top(n)
     target = n * loss
-    high, at_high = top, _solve(n, product, top).value - target
-    if at_high > 0:
-        return top
-    low = 1e-3
-    at_low = _solve(n, product, low).value - target
-    if at_low <= 0:
+    if _solve(n, product, high).value > target:
+        return high
+    if _solve(n, product, low).value <= target:
         return None
+    x = 0.8 * high
     for _ in range(ROOT_STEPS):
-        middle = (low * at_high - high * at_low) / (at_high - at_low)
-        if not low < middle < high:
-            middle = 0.5 * (low + high)
-        at_middle = _solve(n, product, middle).value - target
-        if at_middle > 0:
-            low, at_low = middle, at_middle
-            at_high *= 0.5
-        else:
-            high, at_high = middle, at_middle
-            at_low *= 0.5
-        if high - low < 1e-9:
-            break
-    return high
+        found = _solve(n, product, x)
+        # Of its logarithm: over the range of x the loss falls by as many powers of e as alpha beta allows.
+        gap = math.log(found.value / target)
+        low, high = (x, high) if gap > 0 else (low, x)
+        length = math.hypot(found.partner / (2 * x), found.others / math.sqrt(1 - x * x))
+        rise = found.others**2 * x / (1 - x * x) ** 2 - found.partner**2 / (4 * x**3)
+        slope = 2 * found.theta * rise / length / found.value
+        step = x - gap / slope if slope < 0 else high
+        new = step if low < step < high else 0.5 * (low + high)
+        if abs(new - x) < 1e-10:
+            return new
+        x = new
+    return x
 
 
 def _solve(n: int, product: float, x: float) -> _Solution:
@@ -117,7 +124,7 @@ def _solve(n: int, product: float, x: float) -> _Solution:
         h22 = 2 * (spread * spread * q2 - gz * gz) + 2 * theta * (a2 / length - pz * pz / length) + curve * pz * pz
         determinant = h11 * h22 - h12 * h12
         if not determinant > 0:
-            h11, h22 = h11 * (1 + 1e-6) + 1e-12, h22 * (1 + 1e-6) + 1e-12
+            h11, h22 = h11 * (1 + 1e-6), h22 * (1 + 1e-6)
             determinant = h11 * h22 - h12 * h12
         step_m, step_z = -(h22 * f1 - h12 * f2) / determinant, -(h11 * f2 - h12 * f1) / determinant
         descent = f1 * step_m + f2 * step_z

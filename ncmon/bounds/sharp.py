@@ -227,17 +227,22 @@ class _Multipliers:
         best, width = -1.0, 1.5
         at = np.array([math.log(theta), math.log(omega)])
         steps = np.linspace(-1.0, 1.0, GRID)
+        other, spent = self.n_classes - self.bad, n * self.loss
         for _ in range(GRID_ROUNDS):
             thetas, omegas = (grid.ravel() for grid in np.exp(np.meshgrid(*(at[:, None] + width * steps))))
-            levels = moment.least_tilted_loss(theta=thetas, omega=omegas, offset=math.log(n - 1.0), kappa=kappa)
-            values = [
-                self._value(float(t), float(o), float(level)) if math.isfinite(level) and t < 1.0 else -1.0
-                for t, o, level in zip(thetas, omegas, levels, strict=True)
-            ]
-            place = int(np.argmax(values))
-            if values[place] > best:
-                best = values[place]
-                at = np.array([math.log(thetas[place]), math.log(omegas[place])])
+            level = moment.least_tilted_loss(theta=thetas, omega=omegas, offset=math.log(n - 1.0), kappa=kappa)
+            # As in `_good` and `_value`, for all at once.
+            with np.errstate(all="ignore"):
+                tau = np.minimum(thetas / kappa, 1 / kappa)
+                good = other * (-np.log1p(-tau) + thetas * (math.log(n - 1.0) + np.log1p(-tau) - np.log(tau)) / kappa)
+                paid = spent + thetas * n * self.product
+                size = paid + np.abs(good) + self.bad * (np.abs(level) + omegas)
+                value = (self.bad * level + good - paid - 2 * ROUNDING * size) / (self.bad * omegas)
+            value = np.where(np.isfinite(value) & (thetas < 1.0), value, -1.0)
+            place = int(np.argmax(value))
+            if value[place] > best:
+                best = float(value[place])
+                at = np.log([thetas[place], omegas[place]])
             width *= 0.4
         return best
 

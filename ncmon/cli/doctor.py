@@ -117,7 +117,7 @@ def _counters(status: dict[str, Any]) -> Iterator[tuple[State, str]]:
     text = f"{count['accepted']} accepted = " + " + ".join(f"{value} {name}" for name, value in parts.items())
     adds_up = count["accepted"] == sum(parts.values())
     yield ("ok", text) if adds_up else ("wrong", f"{text} does not add up: this is a bug, please report it")
-    waiting = parts["waiting"] + count.get("backlog", 0)
+    waiting = parts["waiting"] - count.get("inbox", 0)
     if waiting > MANY_MESSAGES:
         yield "look", f"{waiting} messages wait: other ranks are missing, or the daemon is behind; look at `top`"
     if parts["rejected"]:

@@ -17,6 +17,11 @@ from ncmon.model import FloatArray
 _THESIS = "thesis, section 2.2 and Lemma 2.4.4"
 
 
+def _greatest(view: View) -> tuple[float, tuple[int, int]]:
+    """Return max over pairs of hbar_c . hbar_c' and the places of its pair."""
+    return geometry.pair_maximum(view.unit_gram)
+
+
 @reading
 def intra_cos_min(view: View) -> tuple[float, tuple[int, ...]]:
     """Return min_c |hbar_c|^2 and its class."""
@@ -35,7 +40,7 @@ def intra_cos_mean(view: View) -> float:
 def inter_cos_max(view: View) -> tuple[float, tuple[int, ...]]:
     """Return max over pairs of hbar_c . hbar_c' and its pair."""
     view.need_directions()
-    value, pair = geometry.pair_maximum(view.unit_gram)
+    value, pair = view.shared(_greatest)
     return value, tuple(int(view.present[place]) for place in pair)
 
 
@@ -43,14 +48,14 @@ def inter_cos_max(view: View) -> tuple[float, tuple[int, ...]]:
 def inter_cos_mean(view: View) -> float:
     """Return the mean over pairs of hbar_c . hbar_c'."""
     view.need_directions()
-    return float(geometry.pair_values(view.unit_gram).mean())
+    return geometry.pair_mean(view.unit_gram)
 
 
 @reading
 def cos_margin(view: View) -> tuple[float, tuple[int, ...]]:
     """Return intra_cos_min - inter_cos_max."""
     lowest = float(_repeated_intra(view).min())
-    highest, _ = geometry.pair_maximum(view.unit_gram)
+    highest, _ = view.shared(_greatest)
     return lowest - highest, ()
 
 
@@ -79,20 +84,26 @@ def _inter(view: View) -> FloatArray:
     return values
 
 
+def _nearest(view: View) -> tuple[FloatArray, FloatArray]:
+    """Return for every class (K,) the place of the largest hbar_c . hbar_c' and its value, NaN where there is none."""
+    values = view.shared(_inter)
+    known = np.where(np.isnan(values), -np.inf, values)
+    place = np.argmax(known, axis=1)
+    value = np.take_along_axis(known, place[:, None], axis=1)[:, 0]
+    found = np.isfinite(value)
+    return np.where(found, view.present[place], np.nan), np.where(found, value, np.nan)
+
+
 @class_array
 def nearest_class(view: View) -> FloatArray:
     """Return for every class (K,) the declared number of the class with the largest hbar_c . hbar_c'."""
-    values = view.shared(_inter)
-    found = ~np.isnan(values).all(axis=1)
-    place = np.argmax(np.where(np.isnan(values), -np.inf, values), axis=1)
-    return np.where(found, view.present[place], np.nan)
+    return view.shared(_nearest)[0]
 
 
 @class_array
 def nearest_cos(view: View) -> FloatArray:
     """Return max_c' hbar_c . hbar_c' of every class (K,)."""
-    values = np.where(np.isnan(view.shared(_inter)), -np.inf, view.shared(_inter)).max(axis=1)
-    return np.where(np.isfinite(values), values, np.nan)
+    return view.shared(_nearest)[1]
 
 
 def inter_cos(view: View) -> FloatArray:

@@ -38,12 +38,14 @@ def nc1_trace_ratio(view: View) -> float:
 def nc1_cdnv(view: View) -> float:
     """Return the mean over pairs of (v_c + v_c') / (2 |mu_c - mu_c'|^2), v_c = mean |h - mu_c|^2. Galanti 2021, (1)."""
     variances = view.within_sq / view.counts
-    distances = geometry.squared_distances(view.centred.rows)
-    closest, (first, second) = geometry.pair_maximum(-distances)
-    if -closest <= view.same_floor**2:
+    distances = geometry.squared_distances(view.centred.rows, view.mean_gram)
+    np.fill_diagonal(distances, np.inf)
+    n = distances.shape[0]
+    first, second = divmod(int(np.argmin(distances)), n)
+    if distances[first, second] <= view.same_floor**2:
         raise Unavailable(f"classes {view.present[first]} and {view.present[second]} have the same mean")
-    sums = geometry.pair_values(variances[:, None] + variances[None, :])
-    return float(np.mean(sums / (2 * geometry.pair_values(distances))))
+    # Every v_c stands in n - 1 pairs: the sum over pairs is that over classes of v_c times the row of 1 / distance.
+    return float(variances @ np.reciprocal(distances, out=distances).sum(axis=1) / (n * (n - 1.0)))
 
 
 @reading

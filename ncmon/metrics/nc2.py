@@ -22,25 +22,28 @@ def nc2_equinorm(view: View) -> float:
     return float(norms.std() / norms.mean())
 
 
+def _mean_spread(view: View) -> tuple[float, float]:
+    """Return std and mean distance from -1/(K-1) of cos(A_c, A_c') over pairs."""
+    return geometry.pair_spread(view.mean_cosines, -1.0 / (view.present.size - 1))
+
+
 @reading
 def nc2_maxangle(view: View) -> float:
     """Return the mean over pairs of |cos(A_c, A_c') + 1/(K-1)|."""
-    cosines = geometry.pair_values(view.mean_cosines)
-    return float(np.mean(np.abs(cosines + 1.0 / (view.present.size - 1))))
+    return view.shared(_mean_spread)[1]
 
 
 @reading
 def nc2_equiangularity(view: View) -> float:
     """Return the std over pairs of cos(A_c, A_c'), ddof 0."""
-    return float(geometry.pair_values(view.mean_cosines).std())
+    return view.shared(_mean_spread)[0]
 
 
 @reading
 def nc2_etf_err(view: View) -> float:
     """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F, G = A A^T."""
     view.need_between()
-    rows = view.centred.rows
-    return geometry.etf_distance(rows @ rows.T)
+    return geometry.etf_distance(view.mean_gram)
 
 
 def _unit_distances(view: View) -> FloatArray:
@@ -81,7 +84,13 @@ def _row_norms(view: View) -> FloatArray:
 
 def _row_cosines(view: View) -> FloatArray:
     """Return cos(w_c, w_c') (C, C)."""
-    return geometry.cosines(view.weight, view.shared(_row_norms))
+    norms = view.shared(_row_norms)
+    return geometry.cosines(view.weight_gram, norms)
+
+
+def _row_spread(view: View) -> tuple[float, float]:
+    """Return std and mean distance from -1/(C-1) of cos(w_c, w_c') over pairs."""
+    return geometry.pair_spread(view.shared(_row_cosines), -1.0 / (view.n_classes - 1))
 
 
 @reading
@@ -94,21 +103,20 @@ def w_equinorm(view: View) -> float:
 @reading
 def w_equiangularity(view: View) -> float:
     """Return the std over pairs of cos(w_c, w_c'), ddof 0."""
-    return float(geometry.pair_values(view.shared(_row_cosines)).std())
+    return view.shared(_row_spread)[0]
 
 
 @reading
 def w_maxangle(view: View) -> float:
     """Return the mean over pairs of |cos(w_c, w_c') + 1/(C-1)|."""
-    cosines = geometry.pair_values(view.shared(_row_cosines))
-    return float(np.mean(np.abs(cosines + 1.0 / (view.n_classes - 1))))
+    return view.shared(_row_spread)[1]
 
 
 @reading
 def w_etf_err(view: View) -> float:
     """Return | G/|G| - (I - 11^T/C)/sqrt(C-1) |_F, G = W W^T."""
     view.shared(_row_norms)
-    return geometry.etf_distance(view.weight @ view.weight.T)
+    return geometry.etf_distance(view.weight_gram)
 
 
 @reading

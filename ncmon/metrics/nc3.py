@@ -13,12 +13,15 @@ from ncmon.metrics.spec import Metric
 from ncmon.metrics.view import Unavailable, View, class_array, reading
 from ncmon.model import FloatArray
 
+STRETCH = 32
+"""Rows that are worked on at a time."""
+
 _NEEDS = ("class_counts", "class_means", "weight")
 
 
 def _alignment(view: View) -> FloatArray:
     """Return cos(w_c - wbar, mu_c) of the present classes (K,), NaN where a vector is zero."""
-    rows = view.centred_weight[view.present]
+    rows = view.of_present(view.centred_weight)
     floor = geometry.same_floor(float(geometry.row_norms(view.feature_weight).max()))
     values = geometry.row_cosines(rows, view.means)
     return np.where(geometry.row_norms(rows) > floor, values, np.nan)
@@ -50,7 +53,7 @@ def nc3_cos_mean(view: View) -> float:
 def _raw_alignment(view: View) -> FloatArray:
     """Return cos(w_c, mu_c) of the present classes (K,)."""
     view.need_classes()
-    values = geometry.row_cosines(view.feature_weight[view.present], view.means)
+    values = geometry.row_cosines(view.of_present(view.feature_weight), view.means)
     undefined = view.present[np.isnan(values)]
     if undefined.size:
         raise Unavailable(f"class {undefined[0]} has a zero mean, or the classifier's row is zero")
@@ -105,20 +108,24 @@ def nc3_cos_class(view: View) -> FloatArray:
 @reading
 def nc3_frob(view: View) -> float:
     """Return | W/|W| - A/|A| |_F over the present rows; the root, where Papyan plots its square."""
-    rows = view.feature_weight[view.present]
+    rows = view.of_present(view.feature_weight)
     view.need_between()
     length = float(np.linalg.norm(rows))
     if length == 0:
         raise Unavailable("the classifier's rows of the present classes are zero")
     means = view.centred.rows
-    return float(np.linalg.norm(rows / length - means / np.linalg.norm(means)))
+    scale = float(np.linalg.norm(view.centred.norms))
+    # By stretches that stay in the cache: a whole difference is one more array of the size of W.
+    stretches = (slice(start, start + STRETCH) for start in range(0, len(rows), STRETCH))
+    parts = [np.linalg.norm(rows[part] / length - means[part] / scale) for part in stretches]
+    return float(np.linalg.norm(parts))
 
 
 @reading
 def nc3_dual_err(view: View) -> float:
     """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F, G = W A^T over the present rows."""
     view.need_between()
-    gram = view.feature_weight[view.present] @ view.centred.rows.T
+    gram = view.of_present(view.feature_weight) @ view.centred.rows.T
     if not np.any(gram):
         raise Unavailable("the classifier's rows are orthogonal to all class means")
     return geometry.etf_distance(gram)

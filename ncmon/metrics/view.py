@@ -33,6 +33,9 @@ EXACT_SPREAD = 1e-9
 BALANCE_TOLERANCE = 0.1
 """The same that a streaming window is allowed, whose class sizes are known from the window before only."""
 
+SHORT_ROW = 1e-3
+"""Share of the length of the mean row below which products of rows are taken directly."""
+
 UNIT_EXCESS = 1e-5
 """How far rounding may carry |hbar|^2 above 1; beyond it the statistics contradict each other."""
 
@@ -105,6 +108,10 @@ class View:
         if self.counts.max() < 2:
             raise Unavailable("one sample in every class: variability within classes is not measured")
 
+    def of_present(self, rows: FloatArray) -> FloatArray:
+        """Return the rows (K, ...) of the present classes of (C, ...); not copied where all are present."""
+        return rows if self.present.size == self.n_classes else rows[self.present]
+
     def spread(self, values: FloatArray) -> FloatArray:
         """Return (C,) with the values (K,) at the present classes and NaN elsewhere."""
         full = np.full(self.n_classes, np.nan)
@@ -129,12 +136,17 @@ class View:
     @cached_property
     def unit_means(self) -> FloatArray:
         """(K, d) hbar_c, the mean of h / |h| over the samples with a direction; zero rows where a class has none."""
-        return self.layer.unit_sums[self.present] / np.maximum(self.directed, 1.0)[:, None]
+        return self.of_present(self.layer.unit_sums) / np.maximum(self.directed, 1.0)[:, None]
 
     @cached_property
     def unit_gram(self) -> FloatArray:
         """(K, K) hbar_c . hbar_c'."""
-        return self.unit_means @ self.unit_means.T
+        sums = self.of_present(self.layer.unit_sums)
+        count = np.maximum(self.directed, 1.0)
+        gram = sums @ sums.T
+        gram /= count[:, None]
+        gram /= count
+        return gram
 
     def need_directions(self) -> None:
         """Raise unless two classes are present and every present one has a sample with a direction."""
@@ -158,13 +170,19 @@ class View:
     @cached_property
     def means(self) -> FloatArray:
         """(K, d) mu_c."""
-        return self.layer.class_means[self.present]
+        return self.of_present(self.layer.class_means)
 
     @cached_property
     def centred(self) -> geometry.Centred:
         """The class means about mu_G, each present class counting once."""
         self.need_classes()
         return geometry.centre(self.means)
+
+    @cached_property
+    def mean_gram(self) -> FloatArray:
+        """(K, K) products of the centred class means."""
+        rows = self.centred.rows
+        return rows @ rows.T
 
     @cached_property
     def same_floor(self) -> float:
@@ -178,7 +196,7 @@ class View:
         lowest = int(np.argmin(centred.norms))
         if centred.norms[lowest] <= self.same_floor:
             raise Unavailable(f"class {self.present[lowest]} has its mean at the global mean: it has no direction")
-        return geometry.cosines(centred.rows, centred.norms)
+        return geometry.cosines(self.mean_gram, centred.norms)
 
     def need_between(self) -> None:
         """Raise unless two classes have different means."""
@@ -332,8 +350,42 @@ class View:
 
     @cached_property
     def centred_weight(self) -> FloatArray:
-        """(C, d) rows w_c - wbar."""
-        return self.feature_weight - self.feature_weight.mean(axis=0)
+        """(C, d) rows w_c - wbar, checked to act on these features."""
+        _ = self.feature_weight
+        return self._centred_rows
+
+    @cached_property
+    def _centred_rows(self) -> FloatArray:
+        return self.weight - self.weight.mean(axis=0)
+
+    @cached_property
+    def centred_gram(self) -> FloatArray:
+        """(C, C) products of the rows w_c - wbar."""
+        return self._centred_rows @ self._centred_rows.T
+
+    @cached_property
+    def present_gram(self) -> FloatArray:
+        """(K, K) products of the rows w_c - wbar of the present classes, checked to act on these features."""
+        _ = self.centred_weight
+        present = self.present
+        return self.centred_gram if present.size == self.n_classes else self.centred_gram[np.ix_(present, present)]
+
+    @cached_property
+    def weight_gram(self) -> FloatArray:
+        """(C, C) products of the rows w_c.
+
+        From the centred ones, w_c . w_e = dw_c . dw_e + dw_c . wbar + dw_e . wbar + |wbar|^2, which loses no digits
+        but where rows are much shorter than their mean.
+        """
+        weight = self.weight
+        mean = weight.mean(axis=0)
+        square = float(mean @ mean)
+        if geometry.row_norms(weight).min() < SHORT_ROW * np.sqrt(square):
+            return weight @ weight.T
+        along = weight @ mean
+        gram = self.centred_gram + along[:, None]
+        gram += along - square
+        return gram
 
     @cached_property
     def weight_rms(self) -> float:

@@ -34,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     limit = int(args.limit_mb * 2**20)
     with stand() as site:
-        site.daemon(f"import ncmon.daemon as d; d.JOURNAL_LIMIT_BYTES = {limit}\n")
+        site.daemon(f"import ncmon.intake as d; d.JOURNAL_LIMIT_BYTES = {limit}\n")
         site.watch_inserts()
         journal = site.database.with_name(site.database.name + "-wal")
         reader = subprocess.Popen(

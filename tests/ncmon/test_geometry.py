@@ -87,9 +87,22 @@ def test_pair_maximum_names_the_pair() -> None:
     assert (value, first, second) == best
 
 
-def test_pair_values_run_over_unordered_pairs() -> None:
-    matrix = np.arange(9.0).reshape(3, 3)
-    assert geometry.pair_values(matrix).tolist() == [1.0, 2.0, 5.0]
+def test_means_over_pairs_are_those_of_the_entries_above_the_diagonal() -> None:
+    matrix = rng().normal(size=(6, 6))
+    matrix += matrix.T
+    pairs = matrix[np.triu_indices(6, 1)]
+    assert geometry.pair_mean(matrix) == pytest.approx(pairs.mean(), rel=1e-12)
+    std, distance = geometry.pair_spread(matrix, 0.3)
+    assert std == pytest.approx(pairs.std(), rel=1e-12)
+    assert distance == pytest.approx(np.abs(pairs - 0.3).mean(), rel=1e-12)
+
+
+def test_the_spread_of_a_simplex_frame_is_rounding() -> None:
+    """A difference of sums with and without the diagonal would leave the root of the rounding."""
+    frame = geometry.simplex_etf(300)
+    std, distance = geometry.pair_spread(frame @ frame.T, -1 / 299)
+    assert std < 1e-14
+    assert distance < 1e-14
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3])

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ncmon.bounds import BOUNDS, pairs, plus, sharp, theorem
+from ncmon.bounds import BOUNDS, known_mean, moment, pairs, sharp, theorem
 from ncmon.bounds.inputs import WindowInputs
 from ncmon.evaluate import evaluate
 from ncmon.metrics.view import Unavailable
@@ -94,6 +94,43 @@ def test_nothing_overflows_at_the_ends_of_the_scales() -> None:
                     other = theorem.theorem(inputs, tight=tight)
                     for value in (other.nc3, other.intra, other.inter):
                         assert value is None or (math.isfinite(value) and value <= 1 + 1e-9)
+
+
+@pytest.mark.parametrize("n_classes", [3, 10, 100, 300])
+@pytest.mark.parametrize("product", [20.0, 60.0])
+def test_the_certificate_from_scales_is_tight_at_frames_of_any_size(n_classes: int, product: float) -> None:
+    exact = WindowInputs(n_classes=n_classes, product=product, loss=sharp.least_loss(n_classes, product))
+    found = sharp.sharp(exact)
+    assert found.cosine == pytest.approx(1.0, abs=1e-3)
+    assert found.nc3 == pytest.approx(1.0, abs=1e-3)
+    assert found.inter == pytest.approx(-1 / (n_classes - 1), abs=1e-2)
+
+
+@pytest.mark.parametrize("loss", [1e-20, 1e-26, 1e-43])
+def test_pairs_are_bounded_at_the_smallest_losses(loss: float) -> None:
+    """A root sought on the scale of the loss itself is lost there; a gap of a third is nothing at all."""
+    n_classes = 10
+    product = (math.log(n_classes - 1) - math.log(loss / 1.3)) * (n_classes - 1) / n_classes
+    inter = sharp.sharp(WindowInputs(n_classes=n_classes, product=product, loss=loss)).inter
+    assert inter is not None
+    assert -1 / (n_classes - 1) <= inter < 0.5
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("n_classes", "product"), [(10, 200.0), (22_000, 200.0)])
+def test_class_certificates_warn_of_nothing_at_the_ends_of_the_scales(n_classes: int, product: float) -> None:
+    """alpha beta = 200, losses down to 1e-12 and to the least there is, C = 22,000."""
+    kappa = n_classes / (n_classes - 1)
+    losses = np.array([1e-300, 1e-80, 1e-12, 1e-3, 1.0, 9.0, 50.0])
+    reach, zeros = np.full(losses.size, product), np.zeros(losses.size)
+    plain = moment.least_mean_cosine(rms_reach=reach, mean_reach=reach, loss=losses, shift=zeros, n_classes=n_classes)
+    assert ((plain > 0) & (plain <= 1) | np.isnan(plain)).all()
+    for own in (1e-3, 0.9 * product, product):
+        found = known_mean.least_with_mean(
+            reach=reach, loss=losses, offset=zeros + np.log(n_classes - 1.0), kappa=kappa, own=zeros + own
+        )
+        assert ((found >= -1) & (found <= 1)).all()
+    assert found.max() == pytest.approx(1.0, abs=1e-9)
 
 
 def test_a_loss_below_its_floor_is_withheld_and_not_certified() -> None:
@@ -221,13 +258,12 @@ def test_a_known_mean_certifies_no_more_than_what_is_there(seed: int) -> None:
     t = reach * n * x
     offset = float(np.log(n_classes - 1))
     loss = float(chance @ np.logaddexp(0.0, offset - kappa * t))
-    found = plus.with_mean(
+    found = known_mean.least_with_mean(
         reach=np.array([reach]),
         loss=np.array([max(loss, 1e-300)]),
         offset=np.array([offset]),
         kappa=kappa,
         own=np.array([float(chance @ t)]),
-        tries=plus.TRIES,
     )
     assert found[0] <= chance @ x + 1e-9
 
