@@ -121,10 +121,15 @@ class Sums:
         self.shift = zeros(n_layers, rows, n_features)
         self._unknown = torch.ones(n_layers, rows, dtype=torch.bool, device=device)
         self._unknown[:, -1] = False
-        for place, reference in enumerate(references):
-            if reference is not None:
-                self.shift[place, :-1] = reference.means
-                self._unknown[place, :-1] = ~reference.known
+        known = [reference for reference in references if reference is not None]
+        if len(known) == n_layers:
+            self.shift[:, :-1] = torch.stack([reference.means for reference in known])
+            self._unknown[:, :-1] = ~torch.stack([reference.known for reference in known])
+        else:
+            for place, reference in enumerate(references):
+                if reference is not None:
+                    self.shift[place, :-1] = reference.means
+                    self._unknown[place, :-1] = ~reference.known
         # Whether any class is unknown is a question that would wait for an accelerator; there it stays open.
         self._settled = device.type == "cpu" and not bool(self._unknown.any())
         self.members = tuple(
@@ -188,6 +193,16 @@ class Sums:
                 member.second.add(parts[place], rows, self.n_classes)
         if predicted is not None and self.deciders:
             self._decide(wide, x, batch, index, predicted, clean=clean)
+
+    def references(self) -> list[Reference]:
+        """Return this window's class means of each layer, on the device, for the next window."""
+        counts = self.counts[:, :-1, None]
+        known = counts > 0
+        means = self.sums[0, :, :-1] / counts.clamp(min=1).to(self.dtype)
+        means += self.shift[:, :-1]
+        means.masked_fill_(~known, 0)
+        pairs = zip(means.unbind(0), known.squeeze(2).unbind(0), strict=True)
+        return [Reference(means=own, known=seen) for own, seen in pairs]
 
     def _add_scalars(self, values: Tensor, batch: Rows, index: Tensor, *, clean: bool) -> None:
         n = values.shape[2]
@@ -283,9 +298,7 @@ class ClassMoments:
 
     def reference(self) -> Reference:
         """Return this window's class means, on the device, for the next window."""
-        counts = self.counts[:-1]
-        means = self.shift[:-1] + self.sums[:-1] / counts.clamp(min=1).to(self.sums.dtype)[:, None]
-        return Reference(means=torch.where((counts > 0)[:, None], means, 0), known=counts > 0)
+        return self._all.references()[self._place]
 
     def merge(self, other: ClassMoments) -> None:
         """Add another part of the same window (Chan's rule: its sums are moved to this part's shift first)."""

@@ -98,7 +98,7 @@ class Monitor:
         self._level = cast(Level, spool)
         self._outbox = Outbox()
         self._sender: Sender | None = None
-        self._references: dict[str, dict[str, Reference]] = {}
+        self._references: dict[str, Mapping[str, Reference]] = {}
         self._open = OpenWindow(exact=False, references={})
         self._epoch = -1
         self._steps = 0
