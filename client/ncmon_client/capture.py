@@ -181,6 +181,8 @@ class Capture:
         self._norm_kept: dict[str, Tensor] = {}
         self._clone: set[str] = set()
         self._strikes = 0
+        self.caught = 0
+        """Errors in hooks so far."""
         self._head = ""
         self._head_is_linear = False
         self._matrix: tuple[str, str | None] | None = None
@@ -247,8 +249,12 @@ class Capture:
 
         def begin(module: nn.Module, args: Any) -> None:
             started = time.perf_counter()
-            if module.training and not elsewhere():
-                ring()
+            try:
+                if module.training and not elsewhere():
+                    ring()
+            except Exception:
+                self.caught += 1
+                self.strike("a step could not begin")
             self.spent_s += time.perf_counter() - started
 
         self._handles.append(self.model.register_forward_pre_hook(_Bell(begin)))
@@ -314,6 +320,7 @@ class Capture:
             else:
                 self._norm_kept[name] = tensor
         except Exception:
+            self.caught += 1
             self.strike("a hook failed")
         self.spent_s += time.perf_counter() - begin
 

@@ -29,7 +29,7 @@ from ncmon_client import wire
 from ncmon_client.batches import frozen, split, supervised
 from ncmon_client.capture import Batch, Capture, elsewhere
 from ncmon_client.losses import Losses
-from ncmon_client.options import check, pooled, run_info, with_classes
+from ncmon_client.options import check, check_names, pooled, run_info, with_classes
 from ncmon_client.outbox import Outbox
 from ncmon_client.rows import Reference
 from ncmon_client.schedule import Schedule
@@ -111,6 +111,7 @@ class Monitor:
         """CPU time of the sending thread that the schedule knows of."""
         self._streamed, self._offered = 0, 0
         """Bytes of streaming windows, and of all."""
+        self._mishaps = 0
         self._errors: dict[str, str] = {}
         self._last_error = ""
         self._soft = False
@@ -140,6 +141,10 @@ class Monitor:
         labels there is no need to call it.
         """
         self._losses.told = True
+        if not (isinstance(logits, Tensor) and isinstance(labels, Tensor)):
+            raise TypeError(
+                f"expected tensors (n, C) and (n,), got {type(logits).__name__} and {type(labels).__name__}"
+            )
         if self._soft:
             # The criterion was called with soft labels just before; what it was called on is still held.
             self._soft = False
@@ -241,6 +246,7 @@ class Monitor:
             sampled_steps=self._sampled,
             every=self._schedule.every,
             overhead=self._schedule.overhead,
+            mishaps=self._mishaps + (0 if self._inert else self._capture.caught),
             last_error=self._last_error or self._losses.blindness or (sender.last_error if sender is not None else ""),
         )
 
@@ -414,6 +420,7 @@ class Monitor:
             self._last_end = None
 
     def _failed(self, where: str, error: Exception) -> None:
+        self._mishaps += 1
         self._last_error = f"{where}: {type(error).__name__}: {error}"
         if self._errors.setdefault(where, self._last_error) == self._last_error and f"said {where}" not in self._errors:
             self._errors[f"said {where}"] = ""
@@ -469,10 +476,15 @@ def watch(
     ConfigError
         For arguments that cannot be right. Nothing is raised into the loop after this has returned.
     """
-    class_names = tuple(class_names or ())
     check(
         model,
         criterion,
+        optimizer=optimizer,
+        run=run,
+        run_id=run_id,
+        config=config,
+        tags=tags,
+        layers=layers,
         num_classes=num_classes,
         class_names=class_names,
         window_steps=window_steps,
@@ -480,7 +492,11 @@ def watch(
         overhead=overhead,
         pool=pool,
         spool=spool,
+        endpoint=endpoint,
+        enabled=enabled,
     )
+    class_names = tuple(class_names or ())
+    check_names(class_names, num_classes)
     info = run_info(
         name=run or type(model).__name__,
         run_id=run_id,
