@@ -20,7 +20,7 @@ What it costs (`scripts/bench/accumulate`, times a copy of the features; one thr
 cost more than memory traffic does: layers of one width are laid one below the other (`Sums`) and share every call but
 two. Sums by class are memory traffic: a weighted `embedding_bag` takes both sums in one pass over samples sorted by
 class, without forming h / |h|; `index_add` is for more classes than samples, where an embedding bag would write more
-than it reads, and for everything that has to be masked. Products with the one-hot matrix are for accelerators, where
+than it reads. Products with the one-hot matrix are for accelerators, where
 many samples of few classes would queue up at the same row; nothing was measured there.
 """
 
@@ -182,9 +182,8 @@ class Sums:
             zero.copy_(none)
             inverse.masked_fill_(none, 0)
         self._add_scalars(values, batch, index, clean=clean)
-        add_by_class(
-            self.sums, x, inverse, batch, index, kernel_for(n, self.n_classes, x.device) if clean else "index_add"
-        )
+        # What does not count is zero by now, and adds nothing to whatever row its label names.
+        add_by_class(self.sums, x, inverse, batch, index, kernel_for(n, self.n_classes, x.device))
         parts = x.view(n_layers, n, d)
         own = index.view(n_layers, n)
         for place, member in enumerate(self.members):
