@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ncmon_client import wire
 from ncmon_client.batches import frozen, split, supervised
-from ncmon_client.capture import Batch, Capture, elsewhere
+from ncmon_client.capture import Batch, Capture
 from ncmon_client.losses import Losses
 from ncmon_client.options import check, check_names, pooled, run_info, with_classes
 from ncmon_client.outbox import Outbox
@@ -36,6 +36,7 @@ from ncmon_client.schedule import Schedule
 from ncmon_client.sender import Sender
 from ncmon_client.spool import Level
 from ncmon_client.status import Status
+from ncmon_client.taps import elsewhere
 from ncmon_client.window import LastWord, Objective, OpenWindow
 
 P = ParamSpec("P")
@@ -88,6 +89,7 @@ class Monitor:
         window_steps: int,
         endpoint: str,
         spool: str = "memory",
+        first_step: int = 0,
     ) -> None:
         self._inert = capture is None
         self._model, self._optimizer = model, optimizer
@@ -101,7 +103,7 @@ class Monitor:
         self._references: dict[str, Mapping[str, Reference]] = {}
         self._open = OpenWindow(exact=False, references={})
         self._epoch = -1
-        self._steps = 0
+        self._first_step = self._steps = first_step
         self._sampled = 0
         self._fresh = False
         self._measuring = False
@@ -283,7 +285,7 @@ class Monitor:
         left = self._capture.pick_up()
         if compiled and not left:
             self._capture.armed = False
-            if self._steps == 0:
+            if self._steps == self._first_step:
                 self._losses.unexplained()
             return False
         self._fresh = False
@@ -443,6 +445,7 @@ def watch(
     layers: str | Iterable[str] = "auto",
     num_classes: int | None = None,
     class_names: Iterable[str] | None = None,
+    first_step: int = 0,
     window_steps: int = 200,
     every: int | Literal["auto"] = "auto",
     overhead: float = 0.01,
@@ -462,6 +465,8 @@ def watch(
     layers : `"auto"` (the network's blocks and the classifier's input), or module names and globs, each with an
         optional pooling suffix `:cls`, `:mean` or `:tokens`. The classifier's input is always watched.
     num_classes, class_names : known from the first batch and from nowhere, respectively, if left out.
+    first_step : training steps that the run has behind it, where this process goes on from a checkpoint. Steps that are
+        trained again replace what is stored of them.
     window_steps : training steps after which a window closes by itself.
     every : look at one step in this many; `"auto"` keeps the cost below the share `overhead` of the training's time.
     pool : `"auto"`, or the pooling suffix of all layers that name none.
@@ -487,6 +492,7 @@ def watch(
         layers=layers,
         num_classes=num_classes,
         class_names=class_names,
+        first_step=first_step,
         window_steps=window_steps,
         every=every,
         overhead=overhead,
@@ -521,4 +527,5 @@ def watch(
         window_steps=window_steps,
         endpoint=endpoint or wire.default_endpoint(),
         spool=spool,
+        first_step=first_step,
     )

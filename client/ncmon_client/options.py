@@ -42,6 +42,7 @@ def check(
     layers: str | Iterable[str],
     num_classes: int | None,
     class_names: Iterable[str] | None,
+    first_step: int,
     window_steps: int,
     every: int | str,
     overhead: float,
@@ -80,6 +81,10 @@ def check(
         raise ConfigError(
             f"num_classes: expected a number of classes of at least 2, got {num_classes!r}; leave it out to take it"
             " from the first batch"
+        )
+    if not _is_whole(first_step) or first_step < 0:
+        raise ConfigError(
+            f"first_step: expected the number of steps done before, got {first_step!r}; 0 where nothing is continued"
         )
     if not _is_whole(window_steps) or window_steps < 1:
         raise ConfigError(

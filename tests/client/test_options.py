@@ -45,6 +45,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"num_classes": 3, "class_names": ["a", "b"]}, "class_names: expected 3 names, one a class, got 2"),
     ({"class_names": "abc"}, "class_names: expected a list of class names, got 'abc'"),
     ({"class_names": [0, 1, 2]}, "class_names: expected names, got 0 among them; write str(0)"),
+    ({"first_step": -1}, "first_step: expected the number of steps done before, got -1; 0 where nothing is continued"),
+    ({"first_step": "10"}, "first_step: expected the number of steps done before, got '10'"),
     ({"window_steps": 0}, "window_steps: expected a number of steps from 1, got 0; the default is 200"),
     ({"window_steps": 2.5}, "window_steps: expected a number of steps from 1, got 2.5"),
     ({"every": 0}, "every: expected 'auto' or a number of steps from 1, got 0; 1 looks at every step"),
