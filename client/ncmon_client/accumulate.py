@@ -20,7 +20,7 @@ What it costs (`scripts/bench/accumulate`, times a copy of the features; one thr
 cost more than memory traffic does: layers of one width are laid one below the other (`Sums`) and share every call but
 two. Sums by class are memory traffic: a weighted `embedding_bag` takes both sums in one pass over samples sorted by
 class, without forming h / |h|; `index_add` is for more classes than samples, where an embedding bag would write more
-than it reads, and for everything that has to be masked. Products with the one-hot matrix are for accelerators, where
+than it reads. Products with the one-hot matrix are for accelerators, where
 many samples of few classes would queue up at the same row; nothing was measured there.
 """
 
@@ -124,10 +124,15 @@ class Sums:
         self.shift = zeros(n_layers, rows, n_features)
         self._unknown = torch.ones(n_layers, rows, dtype=torch.bool, device=device)
         self._unknown[:, -1] = False
-        for place, reference in enumerate(references):
-            if reference is not None:
-                self.shift[place, :-1] = reference.means
-                self._unknown[place, :-1] = ~reference.known
+        known = [reference for reference in references if reference is not None]
+        if len(known) == n_layers:
+            self.shift[:, :-1] = torch.stack([reference.means for reference in known])
+            self._unknown[:, :-1] = ~torch.stack([reference.known for reference in known])
+        else:
+            for place, reference in enumerate(references):
+                if reference is not None:
+                    self.shift[place, :-1] = reference.means
+                    self._unknown[place, :-1] = ~reference.known
         # Whether any class is unknown is a question that would wait for an accelerator; there it stays open.
         self._settled = device.type == "cpu" and not bool(self._unknown.any())
         earlier = list(before or [None] * n_layers)
@@ -188,9 +193,8 @@ class Sums:
             zero.copy_(none)
             inverse.masked_fill_(none, 0)
         self._add_scalars(values, batch, index, clean=clean)
-        add_by_class(
-            self.sums, x, inverse, batch, index, kernel_for(n, self.n_classes, x.device) if clean else "index_add"
-        )
+        # What does not count is zero by now, and adds nothing to whatever row its label names.
+        add_by_class(self.sums, x, inverse, batch, index, kernel_for(n, self.n_classes, x.device))
         parts = x.view(n_layers, n, d)
         own = index.view(n_layers, n)
         for place, member in enumerate(self.members):
@@ -199,6 +203,16 @@ class Sums:
                 member.second.add(parts[place], rows, self.n_classes)
         if predicted is not None and self.deciders:
             self._decide(wide, x, batch, index, predicted, clean=clean)
+
+    def references(self) -> list[Reference]:
+        """Return this window's class means of each layer, on the device, for the next window."""
+        counts = self.counts[:, :-1, None]
+        known = counts > 0
+        means = self.sums[0, :, :-1] / counts.clamp(min=1).to(self.dtype)
+        means += self.shift[:, :-1]
+        means.masked_fill_(~known, 0)
+        parts = zip(means.unbind(0), known.squeeze(2).unbind(0), counts.squeeze(2).clone().unbind(0), strict=True)
+        return [Reference(means=own, known=seen, counts=sizes) for own, seen, sizes in parts]
 
     def _add_scalars(self, values: Tensor, batch: Rows, index: Tensor, *, clean: bool) -> None:
         n = values.shape[2]
@@ -295,9 +309,7 @@ class ClassMoments:
 
     def reference(self) -> Reference:
         """Return this window's class means, on the device, for the next window."""
-        counts = self.counts[:-1]
-        means = self.shift[:-1] + self.sums[:-1] / counts.clamp(min=1).to(self.sums.dtype)[:, None]
-        return Reference(means=torch.where((counts > 0)[:, None], means, 0), known=counts > 0, counts=counts.clone())
+        return self._all.references()[self._place]
 
     def merge(self, other: ClassMoments) -> None:
         """Add another part of the same window (Chan's rule: its sums are moved to this part's shift first)."""

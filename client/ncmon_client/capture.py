@@ -3,11 +3,7 @@
 Rules of this module
 - A tap keeps a reference and returns None. It never computes, never raises and never changes what flows past it.
 - Everything else happens once a batch, when logits and labels are known (`take`), under `no_grad` and without autocast.
-- Under `torch.compile` a tap is traced, and all it does is to write one attribute: that breaks no graph. What it left
-  is picked up when the batch is taken.
-- Wrapped tensors (vmap, grad and their kin), tracers and exporters see a tap that does nothing: what flows there is no
-  batch, and it must not outlive its transform.
-- A copy or a pickle of a hooked model holds no tap: it gets an inert callable of the standard library in its place.
+- What compilers, transforms, copies and pickles do to a tap is in `taps`.
 
 Which layer is what is found out from the first batch, by identity of tensors, not by names: the classifier is the
 Linear whose output is the logits, or else the parameters with logits = h W^T + b; a BatchNorm feeds it if the
@@ -17,7 +13,6 @@ another name and is left out.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import time
@@ -27,13 +22,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_dynamo_compiling
 
 from ncmon_client import head
 from ncmon_client.errors import ConfigError
 from ncmon_client.frequent import MAX_CLASSES, Frequent, most_frequent
 from ncmon_client.head import HeadParameters
 from ncmon_client.layers import CLASSIFIER_INPUT, Kept, Layer, canonical, first_tensor, pool, same, select
+from ncmon_client.taps import Bell, Tap, elsewhere
 
 STRIKES = 3
 _BATCH_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
@@ -57,76 +52,6 @@ class Batch:
     def places(self, classes: Tensor) -> Tensor:
         """Return the places (n,) of classes among those that are kept."""
         return classes if self.frequent is None else self.frequent.places[classes]
-
-
-class _Tap:
-    """A forward hook that keeps what flows past while its capture is armed."""
-
-    def __init__(self, capture: Capture, key: str) -> None:
-        self.capture = capture
-        self.key = key
-        self.traced: tuple[tuple[Any, ...], Any] | None = None
-        """What flowed past in compiled code."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        # In eager code this function is one that returns False; most steps are not looked at, and end here.
-        if is_dynamo_compiling():
-            if not torch.compiler.is_exporting() and not _in_region():
-                self.traced = (args, output)
-        elif self.capture.armed and not elsewhere():
-            self.capture.keep(self, args, output)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"{name}: TorchScript cannot compile a watched model; script it before watch() or after monitor.close()"
-            if name == "__name__"
-            else name
-        )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return contextlib.nullcontext().__exit__
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (contextlib.nullcontext(), "__exit__")
-
-
-class _Bell:
-    """A hook that calls one method of the capture, inert in copies and pickles."""
-
-    def __init__(self, ring: Callable[..., None]) -> None:
-        self.ring = ring
-
-    def __call__(self, *args: Any) -> None:
-        if not is_dynamo_compiling():
-            self.ring(*args)
-
-    __getattr__ = _Tap.__getattr__
-    __deepcopy__ = _Tap.__deepcopy__
-    __reduce__ = _Tap.__reduce__
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _in_region() -> bool:
-    """Whether a traced tap stands inside activation checkpointing or its kin; asked once, while tracing.
-
-    An attribute must not be written there: the graph would break, or fail to compile where it has to be whole.
-    """
-    try:
-        from torch._dynamo.symbolic_convert import InstructionTranslator
-
-        return InstructionTranslator.current_tx().output.current_tracer.parent is not None
-    except Exception:  # private to torch: where it has moved, the tap does as everywhere else
-        return False
-
-
-def elsewhere() -> bool:
-    """Whether this forward pass is no step: a functional transform, a tracer, or a recomputation inside backward."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-        or torch._C._current_graph_task_id() != -1
-    )
 
 
 def _fastest(module: nn.Module, value: Tensor) -> float:
@@ -181,6 +106,8 @@ class Capture:
         self._norm_kept: dict[str, Tensor] = {}
         self._clone: set[str] = set()
         self._strikes = 0
+        self.caught = 0
+        """Errors in hooks so far."""
         self._head = ""
         self._head_is_linear = False
         self._matrix: tuple[str, str | None] | None = None
@@ -194,7 +121,7 @@ class Capture:
         self._resolved = False
         self._handles: list[Any] = []
         self._hook_s = 0.0
-        self._taps: dict[str, _Tap] = {}
+        self._taps: dict[str, Tap] = {}
         self._probe_handles: dict[str, Any] = {}
         self._check_classes()
         self._attach()
@@ -226,12 +153,12 @@ class Capture:
         """Measure what a hook costs that does nothing: torch's own way to it is several times as long as the hook."""
         module, nothing = nn.Identity(), torch.empty(0)
         bare_s = _fastest(module, nothing)
-        module.register_forward_hook(_Tap(self, ""))
+        module.register_forward_hook(Tap(self, ""))
         self._hook_s = max(_fastest(module, nothing) - bare_s, 0.0)
         self.dispatch_s = self._hook_s * (len(self._handles) + len(self._probe_handles))
 
     def _tap(self, key: str, keep_handle: Callable[[Any], None]) -> None:
-        tap = self._taps[key] = _Tap(self, key)
+        tap = self._taps[key] = Tap(self, key)
         keep_handle(self._names[key.removeprefix("?")].register_forward_hook(tap))
 
     def detach(self) -> None:
@@ -247,11 +174,15 @@ class Capture:
 
         def begin(module: nn.Module, args: Any) -> None:
             started = time.perf_counter()
-            if module.training and not elsewhere():
-                ring()
+            try:
+                if module.training and not elsewhere():
+                    ring()
+            except Exception:
+                self.caught += 1
+                self.strike("a step could not begin")
             self.spent_s += time.perf_counter() - started
 
-        self._handles.append(self.model.register_forward_pre_hook(_Bell(begin)))
+        self._handles.append(self.model.register_forward_pre_hook(Bell(begin)))
 
     def on_loss(self, criterion: nn.Module, ring: Callable[[Any, Any, Any], None]) -> None:
         """Call `ring(logits, labels, loss)` after every call of the criterion."""
@@ -261,7 +192,7 @@ class Capture:
             if len(given) == 2:
                 ring(given[0], given[1], output)
 
-        self._handles.append(criterion.register_forward_hook(_Bell(called), with_kwargs=True))
+        self._handles.append(criterion.register_forward_hook(Bell(called), with_kwargs=True))
 
     def on_labels(self, ring: Callable[[Any, Any], None]) -> None:
         """Call `ring(output, labels)` after every forward pass of a model that was given its labels by keyword."""
@@ -270,7 +201,7 @@ class Capture:
             if module.training and isinstance(kwargs.get("labels"), Tensor):
                 ring(output, kwargs["labels"])
 
-        self._handles.append(self.model.register_forward_hook(_Bell(called), with_kwargs=True))
+        self._handles.append(self.model.register_forward_hook(Bell(called), with_kwargs=True))
 
     def arm(self, armed: bool) -> None:
         """A forward pass begins: forget the one before, and look at this one or not."""
@@ -288,7 +219,7 @@ class Capture:
                     self.keep(tap, args, output)
         return left
 
-    def keep(self, tap: _Tap, args: tuple[Any, ...], output: Any) -> None:
+    def keep(self, tap: Tap, args: tuple[Any, ...], output: Any) -> None:
         """Keep what one module received and returned. Called by taps; catches everything."""
         begin = time.perf_counter()
         try:
@@ -314,6 +245,7 @@ class Capture:
             else:
                 self._norm_kept[name] = tensor
         except Exception:
+            self.caught += 1
             self.strike("a hook failed")
         self.spent_s += time.perf_counter() - begin
 

@@ -173,4 +173,5 @@ class HeadCounts:
         values[5] = functional.softplus(math.log(n_classes - 1) - n_classes / (n_classes - 1) * z)
         # A masked logit (-inf) leaves the loss finite and z not: the sum then says so, and is not sent.
         values[3:].masked_fill_(~finite, 0)
-        self._totals.index_add_(1, rows, values)
+        # Not in place: what began in inference mode may be settled outside it.
+        self._totals = self._totals.index_add(1, rows, values)

@@ -27,15 +27,16 @@ from torch import Tensor, nn
 
 from ncmon_client import wire
 from ncmon_client.batches import frozen, split, supervised
-from ncmon_client.capture import Batch, Capture, elsewhere
+from ncmon_client.capture import Batch, Capture
 from ncmon_client.losses import Losses
-from ncmon_client.options import check, period, pooled, run_info, with_classes
+from ncmon_client.options import check, check_names, period, pooled, run_info, with_classes
 from ncmon_client.outbox import Outbox
 from ncmon_client.rows import Reference
 from ncmon_client.schedule import Schedule
 from ncmon_client.sender import Sender
 from ncmon_client.spool import Level
 from ncmon_client.status import Status
+from ncmon_client.taps import elsewhere
 from ncmon_client.window import LastWord, Objective, OpenWindow
 
 P = ParamSpec("P")
@@ -88,6 +89,7 @@ class Monitor:
         window_steps: int,
         endpoint: str,
         spool: str = "memory",
+        first_step: int = 0,
     ) -> None:
         self._inert = capture is None
         self._model, self._optimizer = model, optimizer
@@ -98,10 +100,10 @@ class Monitor:
         self._level = cast(Level, spool)
         self._outbox = Outbox()
         self._sender: Sender | None = None
-        self._references: dict[str, dict[str, Reference]] = {}
+        self._references: dict[str, Mapping[str, Reference]] = {}
         self._open = OpenWindow(exact=False, references={})
         self._epoch = -1
-        self._steps = 0
+        self._first_step = self._steps = first_step
         self._sampled = 0
         self._fresh = False
         self._measuring = False
@@ -111,6 +113,7 @@ class Monitor:
         """CPU time of the sending thread that the schedule knows of."""
         self._streamed, self._offered = 0, 0
         """Bytes of streaming windows, and of all."""
+        self._mishaps = 0
         self._errors: dict[str, str] = {}
         self._last_error = ""
         self._soft = False
@@ -140,6 +143,10 @@ class Monitor:
         labels there is no need to call it.
         """
         self._losses.told = True
+        if not (isinstance(logits, Tensor) and isinstance(labels, Tensor)):
+            raise TypeError(
+                f"expected tensors (n, C) and (n,), got {type(logits).__name__} and {type(labels).__name__}"
+            )
         if self._soft:
             # The criterion was called with soft labels just before; what it was called on is still held.
             self._soft = False
@@ -242,6 +249,7 @@ class Monitor:
             sampled_steps=self._sampled,
             every=self._schedule.every,
             overhead=self._schedule.overhead,
+            mishaps=self._mishaps + (0 if self._inert else self._capture.caught),
             last_error=self._last_error or self._losses.blindness or (sender.last_error if sender is not None else ""),
         )
 
@@ -278,7 +286,7 @@ class Monitor:
         left = self._capture.pick_up()
         if compiled and not left:
             self._capture.armed = False
-            if self._steps == 0:
+            if self._steps == self._first_step:
                 self._losses.unexplained()
             return False
         self._fresh = False
@@ -416,6 +424,7 @@ class Monitor:
             self._last_end = None
 
     def _failed(self, where: str, error: Exception) -> None:
+        self._mishaps += 1
         self._last_error = f"{where}: {type(error).__name__}: {error}"
         if self._errors.setdefault(where, self._last_error) == self._last_error and f"said {where}" not in self._errors:
             self._errors[f"said {where}"] = ""
@@ -438,6 +447,7 @@ def watch(
     layers: str | Iterable[str] = "auto",
     num_classes: int | None = None,
     class_names: Iterable[str] | None = None,
+    first_step: int = 0,
     window_steps: int = 200,
     every: int | Literal["auto", "never"] = "auto",
     overhead: float = 0.01,
@@ -457,6 +467,8 @@ def watch(
     layers : `"auto"` (the network's blocks and the classifier's input), or module names and globs, each with an
         optional pooling suffix `:cls`, `:mean` or `:tokens`. The classifier's input is always watched.
     num_classes, class_names : known from the first batch and from nowhere, respectively, if left out.
+    first_step : training steps that the run has behind it, where this process goes on from a checkpoint. Steps that are
+        trained again replace what is stored of them.
     window_steps : training steps after which a window closes by itself.
     every : look at one step in this many; `"auto"` keeps the cost below the share `overhead` of the training's time,
         `"never"` looks at no step: then only `measure` makes windows.
@@ -472,18 +484,28 @@ def watch(
     ConfigError
         For arguments that cannot be right. Nothing is raised into the loop after this has returned.
     """
-    class_names = tuple(class_names or ())
     check(
         model,
         criterion,
+        optimizer=optimizer,
+        run=run,
+        run_id=run_id,
+        config=config,
+        tags=tags,
+        layers=layers,
         num_classes=num_classes,
         class_names=class_names,
+        first_step=first_step,
         window_steps=window_steps,
         every=every,
         overhead=overhead,
         pool=pool,
         spool=spool,
+        endpoint=endpoint,
+        enabled=enabled,
     )
+    class_names = tuple(class_names or ())
+    check_names(class_names, num_classes)
     info = run_info(
         name=run or type(model).__name__,
         run_id=run_id,
@@ -508,4 +530,5 @@ def watch(
         window_steps=window_steps,
         endpoint=endpoint or wire.default_endpoint(),
         spool=spool,
+        first_step=first_step,
     )

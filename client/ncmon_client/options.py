@@ -26,43 +26,96 @@ POOLS = ("auto", "cls", "mean", "tokens")
 _WATCHED = itertools.count()
 """A process's watches are told apart by their order, which is the same on all ranks."""
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_RUN_ID_RULE = "expected 1 to 64 letters, digits, dots, dashes or underscores"
+_ENDPOINT = re.compile(r"(ipc://.+|tcp://[^/]+:\d+|inproc://.+)$")
 
 
 def check(
     model: nn.Module,
     criterion: nn.Module | None,
     *,
+    optimizer: Any,
+    run: str | None,
+    run_id: str | None,
+    config: Mapping[str, Any] | None,
+    tags: Iterable[str],
+    layers: str | Iterable[str],
     num_classes: int | None,
-    class_names: tuple[str, ...],
+    class_names: Iterable[str] | None,
+    first_step: int,
     window_steps: int,
     every: int | str,
     overhead: float,
     pool: str,
     spool: str,
+    endpoint: str | None,
+    enabled: bool,
 ) -> None:
-    """Raise `ConfigError` for the first argument that cannot be right; the capture checks layers and classes."""
+    """Raise `ConfigError` for the first argument that cannot be right; the capture checks layers against the model."""
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if criterion is not None and not isinstance(criterion, nn.Module):
-        raise ConfigError(
-            f"criterion: expected an nn.CrossEntropyLoss module, got {type(criterion).__name__}; for a functional loss"
-            " leave it out and call monitor.observe(logits, labels) once a batch"
-        )
+        raise ConfigError(f"model: expected a torch.nn.Module, got {_what(model)}; give the network itself")
     if criterion is not None and not isinstance(criterion, nn.CrossEntropyLoss):
+        functional = "" if isinstance(criterion, nn.Module) else " for a functional loss"
         raise ConfigError(
-            f"criterion: expected nn.CrossEntropyLoss, got {type(criterion).__name__}; leave it out and call"
-            " monitor.observe(logits, labels) once a batch"
+            f"criterion: expected an nn.CrossEntropyLoss module, got {_what(criterion)};{functional} leave it out and"
+            " call monitor.observe(logits, labels) once a batch"
         )
-    if every not in ("auto", "never") and (not isinstance(every, int) or every < 1):
-        raise ConfigError(f"every: expected 'auto', 'never' or a number of steps from 1, got {every!r}")
-    if not 0 < overhead < 1:
-        raise ConfigError(f"overhead: expected a share of the training's time between 0 and 1, got {overhead!r}")
-    if window_steps < 1:
-        raise ConfigError(f"window_steps: expected a number of steps from 1, got {window_steps!r}")
-    if spool not in SPOOL_LEVELS:
-        raise ConfigError(f"spool: expected {', '.join(SPOOL_LEVELS[:-1])} or {SPOOL_LEVELS[-1]}, got {spool!r}")
+    if optimizer is not None and not _has_groups(optimizer):
+        raise ConfigError(
+            f"optimizer: expected one with param_groups (torch.optim), got {_what(optimizer)}; leave it out if there is"
+            " none, the weight decay is unknown then"
+        )
+    if run is not None and not (isinstance(run, str) and run):
+        raise ConfigError(f"run: expected a name, got {run!r}; leave it out to name the run after the model's class")
+    if run_id is not None and not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):
+        raise ConfigError(f"run_id: {_RUN_ID_RULE}, got {run_id!r}; leave it out for a new run")
+    if config is not None and not isinstance(config, Mapping):
+        raise ConfigError(f"config: expected a dictionary of hyperparameters, got {_what(config)}; try vars(config)")
+    for name, value, whose in (("tags", tags, "tags"), ("class_names", class_names, "class names")):
+        if isinstance(value, str) or (value is not None and not isinstance(value, Iterable)):
+            raise ConfigError(f"{name}: expected a list of {whose}, got {value!r}; write [{value!r}]")
+    given = [layers] if isinstance(layers, str) else layers
+    if not isinstance(given, list | tuple | set | frozenset) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(f"layers: expected 'auto', a module's name or glob, or a list of them, got {layers!r}")
+    if num_classes is not None and not _is_whole(num_classes):
+        raise ConfigError(
+            f"num_classes: expected a number of classes of at least 2, got {num_classes!r}; leave it out to take it"
+            " from the first batch"
+        )
+    if not _is_whole(first_step) or first_step < 0:
+        raise ConfigError(
+            f"first_step: expected the number of steps done before, got {first_step!r}; 0 where nothing is continued"
+        )
+    if not _is_whole(window_steps) or window_steps < 1:
+        raise ConfigError(
+            f"window_steps: expected a number of steps from 1, got {window_steps!r}; the default is 200, and epoch()"
+            " closes windows too"
+        )
+    if every not in ("auto", "never") and (not _is_whole(every) or int(every) < 1):
+        raise ConfigError(
+            f"every: expected 'auto', 'never' or a number of steps from 1, got {every!r}; 1 looks at every step"
+        )
+    if isinstance(overhead, bool) or not isinstance(overhead, int | float) or not 0 < overhead < 1:
+        raise ConfigError(
+            f"overhead: expected a share of the training's time between 0 and 1, got {overhead!r}; 0.01 is one percent"
+        )
     if pool not in POOLS:
         raise ConfigError(f"pool: expected {', '.join(POOLS[:-1])} or {POOLS[-1]}, got {pool!r}")
+    if spool not in SPOOL_LEVELS:
+        raise ConfigError(f"spool: expected {', '.join(SPOOL_LEVELS[:-1])} or {SPOOL_LEVELS[-1]}, got {spool!r}")
+    if endpoint is not None and not (isinstance(endpoint, str) and _ENDPOINT.match(endpoint)):
+        raise ConfigError(
+            f"endpoint: expected ipc://PATH or tcp://HOST:PORT, got {endpoint!r}; leave it out for your own daemon"
+        )
+    if not isinstance(enabled, bool):
+        raise ConfigError(f"enabled: expected True or False, got {enabled!r}")
+
+
+def check_names(class_names: tuple[Any, ...], num_classes: int | None) -> None:
+    """Raise `ConfigError` where class names are no names, or not one for each class."""
+    if any(not isinstance(name, str) for name in class_names):
+        odd = next(name for name in class_names if not isinstance(name, str))
+        raise ConfigError(f"class_names: expected names, got {odd!r} among them; write str({odd!r})")
     if num_classes is not None and class_names and len(class_names) != num_classes:
         raise ConfigError(f"class_names: expected {num_classes} names, one a class, got {len(class_names)}")
 
@@ -70,6 +123,19 @@ def check(
 def period(every: int | str) -> int | None:
     """Return what the schedule is told: 0 for never, None for what fits the budget."""
     return {"auto": None, "never": 0}[every] if isinstance(every, str) else every
+
+
+def _what(value: Any) -> str:
+    return getattr(value, "__name__", type(value).__name__) if callable(value) else type(value).__name__
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _has_groups(optimizer: Any) -> bool:
+    groups = getattr(optimizer, "param_groups", None)
+    return isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
 
 
 def pooled(layers: str | Iterable[str], pool: str) -> str | list[str]:
@@ -92,7 +158,7 @@ def run_info(
     """Return what the daemon is told of the run."""
     chosen = run_id or os.environ.get("NCMON_RUN_ID") or _common_id(uuid.uuid4().hex[:12])
     if not _RUN_ID.fullmatch(chosen):
-        raise ConfigError(f"run_id: expected 1 to 64 letters, digits, dots, dashes or underscores, got {chosen!r}")
+        raise ConfigError(f"run_id: {_RUN_ID_RULE}, got {chosen!r} from $NCMON_RUN_ID or the launcher")
     rank, world_size = ranks()
     return wire.RunInfo(
         run_id=chosen,

@@ -27,4 +27,6 @@ class Status:
     """At present one step in this many is looked at; 0 when none is."""
     overhead: float | None
     """Measured share of the training's time that the hook takes; None before the second step."""
+    mishaps: int
+    """Errors that were caught, each kind of which was said once."""
     last_error: str

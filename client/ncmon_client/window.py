@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,6 +42,31 @@ class Objective:
     weight_decay_gamma: float | None = None
     decoupled_decay: bool | None = None
     plain_loss: bool | None = None
+
+
+class _Means(Mapping[str, Reference]):
+    """Class means by layer, worked out when the next window asks: closing one must not hold the loop up."""
+
+    def __init__(self, sums: tuple[tuple[tuple[str, ...], Sums], ...]) -> None:
+        self._sums = sums
+        self._names = frozenset(name for names, _ in sums for name in names)
+        self._found: dict[str, Reference] = {}
+
+    def __getitem__(self, name: str) -> Reference:
+        if name not in self._names:
+            raise KeyError(name)
+        if not self._found:
+            with torch.no_grad():
+                for names, sums in self._sums:
+                    self._found.update(zip(names, sums.references(), strict=True))
+            self._sums = ()
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class OpenWindow:
@@ -117,9 +142,9 @@ class OpenWindow:
             counts = self._nearest.setdefault(name, NearestCounts(self._n_classes, batch.logits.device))
             counts.update(self._precise(batch.features[name]), rows, predicted, references[name])
 
-    def references(self) -> dict[str, Reference]:
-        """Return the class means so far, by layer, on the device."""
-        return {name: moments.reference() for name, moments in self._moments.items()}
+    def references(self) -> Mapping[str, Reference]:
+        """Return the class means of this window, by layer, on the device; nothing is added to it afterwards."""
+        return _Means(tuple(self._sums))
 
     def forget_decisions(self) -> None:
         """Drop the nearest-class decisions: they are taken again by the window's own means."""
@@ -206,6 +231,7 @@ class OpenWindow:
                 "overhead": overhead,
             },
             layers=self._layers,
+            sums=[sums for _, sums in self._sums],
             moments=self._moments,
             nearest=self._nearest,
             counts=self._head,
@@ -221,6 +247,7 @@ class ClosedWindow:
 
     meta: dict[str, object]
     layers: tuple[Layer, ...]
+    sums: list[Sums]
     moments: dict[str, ClassMoments]
     nearest: dict[str, NearestCounts]
     counts: HeadCounts
@@ -233,10 +260,10 @@ class ClosedWindow:
     @property
     def nbytes(self) -> int:
         """About the memory that this window holds until it is sealed."""
-        tensors = [*self.head.tensors.values(), self.counts.totals, *(n.counts for n in self.nearest.values())]
-        for m in self.moments.values():
-            tensors += [m.scalars, m.sums, m.unit_sums, m.shift]
-            tensors += m.second.tensors() if m.second is not None else []
+        tensors = [*self.head.tensors.values()]
+        for sums in self.sums:
+            tensors += [sums.scalars, sums.sums, sums.shift]
+            tensors += [held for m in sums.members if m.second is not None for held in m.second.tensors()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def gap(self, reason: str) -> wire.Gap:

@@ -381,28 +381,7 @@ def test_a_hook_that_fails_never_reaches_the_loop_and_stops_after_three_times(
             step(model, criterion, *batch())
     assert monitor._capture.dead
     assert len([r for r in caplog.records if "stops watching" in r.message]) == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"layers": "blocks.*"}, "no layer is named 'blocks.*'"),
-        ({"layers": ["0:median"]}, "expected a pooling among"),
-        ({"num_classes": 7}, "num_classes=7 contradicts the model"),
-        ({"num_classes": 1}, "at least 2"),
-        ({"num_classes": 3, "class_names": ["a", "b"]}, "expected 3 names"),
-        ({"every": 0}, "every:"),
-        ({"overhead": 0.0}, "overhead:"),
-        ({"window_steps": 0}, "window_steps:"),
-        ({"spool": "disk"}, "spool:"),
-        ({"criterion": nn.functional.cross_entropy}, "monitor.observe"),
-        ({"criterion": nn.BCEWithLogitsLoss()}, "expected nn.CrossEntropyLoss"),
-        ({"config": {"big": "x" * 70_000}}, "at most 64 KB"),
-    ],
-)
-def test_arguments_that_cannot_be_right_are_said_at_once(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ncmon_client.ConfigError, match=said.replace("*", r"\*")):
-        ncmon_client.watch(mlp(), endpoint=NOBODY, **options)
+    assert monitor.status().mishaps >= 3
 
 
 def test_data_parallel_is_refused() -> None:

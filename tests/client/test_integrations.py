@@ -110,6 +110,20 @@ def test_lightning_without_labels_says_so_once_and_trains_on(
     assert torch.equal(labels_of({"labels": batch()[1]}), batch()[1])
 
 
+def test_lightning_from_a_checkpoint_goes_on_counting(kept: list[Recorder]) -> None:
+    pytest.importorskip("lightning.pytorch")
+    from ncmon_client.integrations.lightning import NcmonCallback
+
+    class Resumed:
+        optimizers: tuple[Any, ...] = ()
+        global_step, accumulate_grad_batches = 6, 2
+
+    callback = NcmonCallback(endpoint=NOBODY, every=1)
+    callback.on_train_start(Resumed(), nn.Sequential(nn.Linear(10, 3)))  # type: ignore[arg-type]
+    assert callback.monitor is not None
+    assert callback.monitor.status().steps == 12
+
+
 def trainer_of(model: Any, data: Any, tmp_path: Path, **options: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     return transformers.Trainer(
@@ -157,6 +171,20 @@ def test_transformers_sequence_classification(kept: list[Recorder], tmp_path: Pa
     assert names == ["bert.encoder.layer.0", "bert.encoder.layer.1", CLASSIFIER_INPUT]
     assert (meta.head.name, meta.head.weight_decay) == ("classifier", 0.125)
     np.testing.assert_array_equal(arrays[place(meta, names[0]), "class_counts"], [8, 8, 8])
+
+
+def test_transformers_from_a_checkpoint_goes_on_counting(kept: list[Recorder], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from ncmon_client.integrations.transformers import NcmonCallback
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), gradient_accumulation_steps=3, report_to=[], use_cpu=True
+    )
+    state = transformers.TrainerState(global_step=5)
+    callback = NcmonCallback(endpoint=NOBODY)
+    callback.on_train_begin(arguments, state, None, model=nn.Sequential(nn.Linear(10, 3)))
+    assert callback.monitor is not None
+    assert callback.monitor.status().steps == 15
 
 
 def test_transformers_causal_language_model(kept: list[Recorder], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,25 @@ def test_compiling_after_watch_breaks_no_graph_and_gives_the_same_features(wrap:
     found = only(recorder)
     assert (found[0].steps, found[0].sampled_steps) == (3, 3)
     agrees(found, CLASSIFIER_INPUT, torch.cat(hidden), torch.cat(labels), 3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # inductor warns about the machine
+@pytest.mark.timeout(240)
+def test_compiled_to_machine_code_the_features_are_those_of_the_network() -> None:
+    model, criterion = mlp(), nn.CrossEntropyLoss()
+    twin = copy.deepcopy(model)
+    monitor, recorder = recorded(model, criterion)
+    # Without gradients one kernel is compiled and not two.
+    compiled = torch.compile(model.requires_grad_(False), backend="inductor", fullgraph=True, dynamic=False)
+    x, y = batch()
+    for _ in range(2):
+        criterion(compiled(x), y)
+    monitor.epoch(0)
+    found = only(recorder)
+    assert (found[0].steps, found[0].sampled_steps) == (2, 2)
+    hidden = twin[1](twin[0](x))
+    agrees(found, CLASSIFIER_INPUT, torch.cat([hidden, hidden]), torch.cat([y, y]), 3)
 
 
 def test_watching_the_compiled_module_itself() -> None:

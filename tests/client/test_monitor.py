@@ -319,3 +319,37 @@ def test_the_sending_threads_time_is_on_the_account_but_for_what_the_loop_asked_
     criterion(model(x), y)
     share = (monitor._schedule._cost_s - before) / 100.0
     assert share == pytest.approx(monitor._streamed / monitor._offered, abs=0.01)
+
+
+def test_a_layer_too_wide_for_its_second_moment_has_nc1_in_exact_windows_and_says_that_it_is_approximate() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(nn.Linear(10, 1100), nn.ReLU()), nn.Linear(1100, 3))
+    criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=1e-3)
+    monitor, recorder = recorded(model, criterion)
+    x, y = batch(120)
+    x += 2 * torch.nn.functional.one_hot(y, 10)
+    for _ in range(4):
+        optimizer.zero_grad()
+        criterion(model(x), y).backward()
+        optimizer.step()
+    monitor.epoch(0)
+    monitor.measure([(x[:50], y[:50]), (x[50:], y[50:])])
+    (_, _), (meta, arrays) = recorder.windows()
+    at = place(meta, CLASSIFIER_INPUT)
+    assert meta.layers[at].note.startswith("NC1 approximate")
+    truth = two_pass(model[0](x), y, 3)
+    rows = truth["class_means"] - truth["class_means"].mean(axis=0)
+    right = np.linalg.svd(rows, full_matrices=False)[2][:2]
+    expected = np.einsum("ij,ij->i", right @ truth["within_scatter"], right)
+    # The means moved a little since the training window: a few percent at most.
+    np.testing.assert_allclose(arrays[at, "span_within"], expected, rtol=0.03)
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_counts_from_there() -> None:
+    model, criterion = mlp(), nn.CrossEntropyLoss()
+    monitor, recorder = recorded(model, criterion, first_step=40)
+    for _ in range(3):
+        criterion(model(batch()[0]), batch()[1])
+    monitor.epoch(7)
+    ((meta, _),) = recorder.windows()
+    assert (meta.step, meta.steps, meta.epoch) == (43, 3, 7)

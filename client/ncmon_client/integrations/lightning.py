@@ -58,7 +58,10 @@ class NcmonCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to watch: optimizers are there, and the sanity pass is over."""
         optimizers = trainer.optimizers
-        self.monitor = watch(pl_module, optimizer=optimizers[0] if optimizers else None, **self._options)
+        # From a checkpoint the trainer goes on counting, in steps of the optimizer; here every batch is one.
+        done = getattr(trainer, "global_step", 0) * getattr(trainer, "accumulate_grad_batches", 1)
+        options = {"first_step": done, **self._options}
+        self.monitor = watch(pl_module, optimizer=optimizers[0] if optimizers else None, **options)
         linears = [name for name, module in pl_module.named_modules() if isinstance(module, nn.Linear)]
         name = self._head or (linears[-1] if linears else "")
         modules = dict(pl_module.named_modules())

@@ -34,6 +34,8 @@ class NcmonCallback(TrainerCallback):
             return
         options = dict(self._options)
         options.setdefault("run", args.run_name or None)
+        # From a checkpoint the trainer goes on counting, in steps of the optimizer; here every batch is one.
+        options.setdefault("first_step", state.global_step * args.gradient_accumulation_steps)
         config = {"learning_rate": args.learning_rate, "weight_decay": args.weight_decay, "seed": args.seed}
         options.setdefault("config", {**config, "label_smoothing": args.label_smoothing_factor})
         self.monitor = watch(kwargs["model"], optimizer=kwargs.get("optimizer"), **options)
