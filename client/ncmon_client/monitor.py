@@ -109,6 +109,8 @@ class Monitor:
         self._measuring = False
         self._closed = False
         self._last_end: float | None = None
+        self._began: float | None = None
+        """When the present step began, where nobody saw the one before it end: after a measurement, and at first."""
         self._billed_s = 0.0
         """CPU time of the sending thread that the schedule knows of."""
         self._streamed, self._offered = 0, 0
@@ -267,6 +269,7 @@ class Monitor:
         if self._measuring or self._inert:
             return
         self._fresh, self._soft = True, False
+        self._began = time.perf_counter() if self._last_end is None else None
         if self._sender is not None and self._sender.busy_s != self._billed_s:
             self._bill_sender()
         self._capture.arm(self._schedule.look())
@@ -302,7 +305,8 @@ class Monitor:
         if self._open.steps >= self._window_steps:
             self._close_training_window()
         end = time.perf_counter()
-        step_s = end - self._last_end if self._last_end is not None else None
+        since = self._last_end if self._last_end is not None else self._began
+        step_s = end - since if since is not None else None
         hook_s = end - start + self._capture.spent_s + self._capture.dispatch_s
         self._schedule.done(looked=looked, step_s=step_s, hook_s=hook_s)
         self._capture.spent_s = 0.0

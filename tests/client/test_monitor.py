@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -353,3 +354,17 @@ def test_a_run_that_goes_on_from_a_checkpoint_counts_from_there() -> None:
     monitor.epoch(7)
     ((meta, _),) = recorder.windows()
     assert (meta.step, meta.steps, meta.epoch) == (43, 3, 7)
+
+
+def test_a_step_between_two_measurements_has_a_time_too() -> None:
+    """One step an epoch, each followed by a pass over the data: the budget is a share of something."""
+    model, criterion = mlp(), nn.CrossEntropyLoss()
+    monitor, _ = recorded(model, criterion)
+    x, y = batch()
+    for epoch in range(4):
+        out = model(x)
+        time.sleep(0.05)  # a forward pass that takes its time
+        criterion(out, y)
+        monitor.epoch(epoch)
+        monitor.measure([(x, y)])
+    assert monitor._schedule._total_s >= 4 * 0.05
