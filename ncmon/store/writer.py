@@ -12,44 +12,30 @@ The writer knows no clock, no lock and no viewer.
 
 from __future__ import annotations
 
-import json
-import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
 
 import ncmon
 from ncmon.errors import Rejected, StoreError
 from ncmon.model import (
-    CLASSIFIER_INPUT,
     Alert,
     Evaluation,
     Gap,
-    LayerReadings,
-    Reading,
     Rejection,
     Run,
     RunEnd,
     StreamSeq,
-    Window,
 )
-from ncmon.store import alerts, arrays, inbox, schema
+from ncmon.store import alerts, inbox
 from ncmon.store.connection import BUSY_S, describe
-from ncmon.store.migrate import REGISTRY, connect_writer
+from ncmon.store.migrate import connect_writer
+from ncmon.store.rows import Rows, as_json
 from ncmon.store.trim import Trimmed, Trimmer, file_bytes, vacuum
 
-RECENT_WINDOWS = 10
-"""Windows of a run, split and kind whose arrays are kept whatever their epoch."""
-KEPT_EPOCHS = 10
-"""The last window of every epoch divisible by this keeps its arrays for good."""
-MAX_HIDDEN_ARRAY_BYTES = 1024 * 1024
-"""Larger arrays are kept for the classifier's input only: (C, C) of every layer is 8 MB each at a thousand classes."""
 VACUUM_PAGES = 4096
 MANY_FREE_PAGES, GIVE_BACK_PAGES = 25_000, 1_000
 """100 MB are kept to be used again; what is more goes in steps of some ms."""
@@ -89,10 +75,7 @@ class Writer:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
-        self._reading_names = [entry.name for entry in schema.reading_entries(REGISTRY)]
-        self._class_names = [entry.name for entry in schema.class_entries(REGISTRY)]
-        self._insert_reading = _insert("reading", (*schema.READING_FIXED, *self._reading_names))
-        self._insert_class = _insert("class_reading", (*schema.CLASS_FIXED, *self._class_names))
+        self._rows = Rows(connection)
         self._trimmer = Trimmer(connection)
         self._data_version = -1
         self.edited = True
@@ -101,8 +84,6 @@ class Writer:
         """Of the transaction that is under way."""
         self._last_key: int | None = None
         """The greatest key of the inbox, as far as this connection knows: nobody else puts anything in."""
-        self._runs: dict[str, int] = {}
-        self._layers: dict[tuple[int, str], tuple[int, tuple[object, ...]]] = {}
 
     @classmethod
     def open(cls, path: Path, *, checkpoint_pages: int | None = None) -> Writer:
@@ -163,9 +144,9 @@ class Writer:
                     "pid": run.pid,
                     "world_size": run.world_size,
                     "n_classes": run.n_classes,
-                    "class_names": _json(list(run.class_names)),
-                    "config": _json(dict(run.config)),
-                    "tags": _json(list(run.tags)),
+                    "class_names": as_json(list(run.class_names)),
+                    "config": as_json(dict(run.config)),
+                    "tags": as_json(list(run.tags)),
                     "client": run.client,
                     "now": now,
                     "known": known,
@@ -329,8 +310,7 @@ class Writer:
             self._connection.execute("COMMIT")
         except BaseException as error:
             # What was learned of keys inside the transaction is undone with it.
-            self._runs.clear()
-            self._layers.clear()
+            self._rows.forget()
             self._last_key = None
             try:
                 if self._connection.in_transaction:
@@ -349,8 +329,7 @@ class Writer:
         if version != self._data_version:
             self._data_version = version
             self.edited = True
-            self._runs.clear()
-            self._layers.clear()
+            self._rows.forget()
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -406,7 +385,7 @@ class Writer:
         """Store one item; return the run that it is about."""
         match item:
             case Evaluation():
-                self._put_evaluation(item, now if entry is None else entry.received)
+                self._rows.put(item, now if entry is None else entry.received)
                 return item.window.run_id
             case Gap():
                 self._connection.execute(
@@ -439,129 +418,6 @@ class Writer:
                 )
         return item.run_id
 
-    def _put_evaluation(self, evaluation: Evaluation, now: float) -> None:
-        window = evaluation.window
-        run_key = self._run_key(window, now)
-        self._connection.execute(
-            "DELETE FROM window WHERE run_key = ? AND split = ? AND step = ? AND exact = ?",
-            (run_key, window.split, window.step, int(window.exact)),
-        )
-        cursor = self._connection.execute(
-            _INSERT_WINDOW,
-            (
-                run_key,
-                window.split,
-                window.step,
-                int(window.exact),
-                window.epoch,
-                window.time,
-                window.duration_s,
-                window.steps,
-                window.sampled_steps,
-                int(window.partial),
-                _json(list(window.ranks)),
-                window.world_size,
-                window.n_classes,
-                window.ncc_source,
-                window.ignored_labels,
-                _json(dict(window.skipped_batches)) if window.skipped_batches else None,
-                window.overhead,
-                now,
-                1,
-                _json({fact.name: [fact.holds, fact.fact] for fact in evaluation.assumptions}),
-            ),
-        )
-        window_key = int(cursor.lastrowid or 0)
-        for layer in evaluation.layers:
-            key = self._layer_key(run_key, layer)
-            self._put_readings(key, window_key, layer)
-            at_classifier = layer.key.name == CLASSIFIER_INPUT
-            if at_classifier:
-                self._connection.executemany(
-                    self._insert_class, _class_rows(window_key, window.n_classes, self._class_names, layer.class_arrays)
-                )
-            limit = math.inf if at_classifier else MAX_HIDDEN_ARRAY_BYTES
-            found = {**({} if at_classifier else layer.class_arrays), **layer.pair_arrays}
-            blobs = [(window_key, key, name, arrays.pack(values)) for name, values in found.items()]
-            self._connection.executemany(
-                "INSERT INTO array (window_key, layer_key, name, value) VALUES (?, ?, ?, ?)",
-                [row for row in blobs if len(row[3]) <= limit],
-            )
-        self._retire_arrays(run_key, window)
-
-    def _retire_arrays(self, run_key: int, window: Window) -> None:
-        """Drop the arrays of windows that are no longer recent, unless they close a tenth epoch."""
-        series = (run_key, window.split, int(window.exact))
-        old = self._connection.execute(
-            "SELECT window_key, epoch, step FROM window"
-            " WHERE run_key = ? AND split = ? AND exact = ? AND arrays = 1 ORDER BY step DESC LIMIT -1 OFFSET ?",
-            (*series, RECENT_WINDOWS),
-        ).fetchall()
-        for window_key, epoch, step in old:
-            kept = epoch >= 0 and epoch % KEPT_EPOCHS == 0 and not self._epoch_goes_on(series, epoch, step)
-            if not kept:
-                self._connection.execute("DELETE FROM array WHERE window_key = ?", (window_key,))
-            self._connection.execute(
-                "UPDATE window SET arrays = ? WHERE window_key = ?", (2 if kept else 0, window_key)
-            )
-
-    def _epoch_goes_on(self, series: tuple[int, str, int], epoch: int, step: int) -> bool:
-        """Whether the window after this one is of the same epoch."""
-        row = self._connection.execute(
-            "SELECT epoch FROM window WHERE run_key = ? AND split = ? AND exact = ? AND step > ? ORDER BY step LIMIT 1",
-            (*series, step),
-        ).fetchone()
-        return row is not None and row[0] == epoch
-
-    def _run_key(self, window: Window, now: float) -> int:
-        key = self._runs.get(window.run_id)
-        if key is None:
-            # A window without a HELLO (a database that was deleted under a live daemon) is still data.
-            self._connection.execute(
-                """INSERT INTO run (run_id, name, status, started, host, pid, world_size, n_classes, class_names,
-                     config, tags, client, last_seen)
-                   VALUES (?, ?, 'live', ?, '', 0, ?, ?, '[]', '{}', '[]', '', ?) ON CONFLICT DO NOTHING""",
-                (window.run_id, window.run_id, window.time, window.world_size, window.n_classes, now),
-            )
-            row = self._connection.execute("SELECT run_key FROM run WHERE run_id = ?", (window.run_id,)).fetchone()
-            key = self._runs[window.run_id] = int(row[0])
-        return key
-
-    def _layer_key(self, run_key: int, layer: LayerReadings) -> int:
-        name = layer.key.name
-        facts = (layer.key.index, layer.module, layer.reduction, layer.note, layer.n_features)
-        known = self._layers.get((run_key, name))
-        if known is not None and known[1] == facts:
-            return known[0]
-        row = self._connection.execute(
-            """INSERT INTO layer (run_key, name, idx, module, reduction, note, n_features) VALUES (?, ?, ?, ?, ?, ?, ?)
-               ON CONFLICT (run_key, name) DO UPDATE SET idx = excluded.idx, module = excluded.module,
-                 reduction = excluded.reduction, note = excluded.note, n_features = excluded.n_features
-               RETURNING layer_key""",
-            (run_key, name, *facts),
-        ).fetchone()
-        self._layers[run_key, name] = (int(row[0]), facts)
-        return int(row[0])
-
-    def _put_readings(self, layer_key: int, window_key: int, layer: LayerReadings) -> None:
-        values: list[float | None] = []
-        reasons: list[tuple[int, int, str, str]] = []
-        attained: dict[str, list[int]] = {}
-        for name in self._reading_names:
-            reading = layer.readings.get(name)
-            value = None if reading is None else _finite(reading)
-            values.append(value)
-            if reading is None:
-                continue
-            if value is None:
-                reasons.append((layer_key, window_key, name, reading.reason or f"not finite: {reading.value}"))
-            elif reading.attained_at:
-                attained[name] = list(reading.attained_at)
-        quality = (layer.quality.get(name) for name in schema.QUALITY)
-        row = (layer_key, window_key, *quality, _json(attained) if attained else None, *values)
-        self._connection.execute(self._insert_reading, row)
-        self._connection.executemany(_INSERT_REASON, reasons)
-
 
 @dataclass(slots=True, kw_only=True)
 class _Place:
@@ -579,38 +435,3 @@ class _Place:
 
 _UNSTORABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, ValueError, OverflowError)
 """The fault of what was to be stored, not of the file: trying again would not help."""
-
-_INSERT_REASON = "INSERT INTO reason (layer_key, window_key, name, text) VALUES (?, ?, ?, ?)"
-
-_INSERT_WINDOW = """INSERT INTO window (run_key, split, step, exact, epoch, time, duration_s, steps, sampled_steps,
-  partial, ranks, world_size, n_classes, ncc_source, ignored_labels, skipped, overhead, received, arrays,
-  assumptions)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-
-
-def _insert(table: str, columns: Sequence[str]) -> str:
-    names = ", ".join(f'"{name}"' for name in columns)
-    return f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 names are checked
-
-
-def _json(value: Any) -> str:
-    # A configuration may hold what JSON cannot say: its text is better than a run that is not stored.
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
-
-
-def _finite(reading: Reading) -> float | None:
-    value = reading.value
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _class_rows(
-    window_key: int, n_classes: int, names: Sequence[str], found: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
-) -> list[tuple[object, ...]]:
-    """Return the rows of the classes that have any value; SQLite stores NaN as NULL."""
-    table = np.full((n_classes, len(names)), np.nan)
-    for place, name in enumerate(names):
-        if name in found:
-            table[:, place] = found[name]
-    table[~np.isfinite(table)] = np.nan
-    alive = np.flatnonzero(~np.isnan(table).all(axis=1))
-    return [(window_key, int(row), *table[row].tolist()) for row in alive]

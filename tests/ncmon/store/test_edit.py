@@ -14,7 +14,8 @@ import pytest
 from ncmon.errors import NotFound, StoreError, UsageError
 from ncmon.store.edit import Editor
 from ncmon.store.queries import Store
-from ncmon.store.writer import KEPT_EPOCHS, Writer
+from ncmon.store.rows import KEPT_EPOCHS
+from ncmon.store.writer import Writer
 from tests.factories import make_evaluation, make_run, make_window
 from tests.ncmon.store.batches import STREAM, stored
 

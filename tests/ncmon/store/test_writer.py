@@ -13,7 +13,8 @@ import pytest
 from ncmon.errors import Rejected, StoreError
 from ncmon.model import CLASSIFIER_INPUT, Gap, Rejection, RunEnd
 from ncmon.store.queries import Store
-from ncmon.store.writer import KEPT_EPOCHS, RECENT_WINDOWS, Writer
+from ncmon.store.rows import KEPT_EPOCHS, RECENT_WINDOWS
+from ncmon.store.writer import Writer
 from tests.factories import make_evaluation, make_run, make_window
 from tests.ncmon.store.batches import STREAM, stored
 
