@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ncmon_client import monitor
+from ncmon_client import monitor, watching
 from ncmon_client.errors import ConfigError
 
 try:
@@ -36,4 +36,4 @@ def watch(
         "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
         "num_processes": accelerator.num_processes,
     }
-    return monitor.watch(model, criterion, config={**own, **(config or {})}, **options)
+    return watching.watch(model, criterion, config={**own, **(config or {})}, **options)

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ncmon_client.errors import ConfigError
-from ncmon_client.monitor import Monitor, watch
+from ncmon_client.monitor import Monitor
+from ncmon_client.watching import watch
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ncmon_client.errors import ConfigError
-from ncmon_client.monitor import Monitor, watch
+from ncmon_client.monitor import Monitor
+from ncmon_client.watching import watch
 
 try:
     from transformers import TrainerCallback
