@@ -196,8 +196,8 @@ class Reception:
         behind: whose messages wait in the sockets is not known here, and who begins a new session sends them all again.
         """
         waiting = self._collector.held_streams()
-        if everybody:
-            waiting |= frozenset(list(self._streams)[-self.crowd :] if self.crowd else self._streams)
+        if everybody and self.crowd:
+            waiting |= frozenset(list(self._streams)[-self.crowd :])
         self._acknowledge(waiting)
 
     # -- sessions -----------------------------------------------------------------------------------------------------

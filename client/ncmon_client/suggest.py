@@ -17,7 +17,7 @@ from ncmon_client.frequent import KEPT, MAX_CLASSES
 from ncmon_client.options import pooled
 from ncmon_client.window import PAYLOAD_BUDGET_BYTES
 
-_SCALARS = 9
+_SCALARS = 11
 """Numbers of eight bytes that a layer's window holds for each class beside mean and unit sum."""
 
 

@@ -24,7 +24,9 @@ FIGURES = (
     ("Clients connected", f"sum(ncmon_connected{{{NODE}}})", ""),
     ("Messages stored a second", f"sum(rate(ncmon_messages_stored_total{{{NODE}}}[5m]))", "cps"),
     ("Rejected, last hour", f"sum(increase(ncmon_messages_rejected_total{{{NODE}}}[1h]))", ""),
-    ("Waiting for other ranks", f"sum(ncmon_waiting{{{NODE}}})", ""),
+    ("Open alerts", f"sum(ncmon_alerts_open{{{RUN}}}) or vector(0)", ""),
+    ("Waiting", f"sum(ncmon_waiting{{{NODE}}})", ""),
+    ("Longest wait to be evaluated", f"max(ncmon_lag_s{{{NODE}}})", "s"),
     ("Longest silence of a live run", f'max(ncmon_silence_seconds{{{RUN},status="live"}}) or vector(0)', "s"),
 )
 """Title, expression and unit."""

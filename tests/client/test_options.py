@@ -49,9 +49,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"first_step": "10"}, "first_step: expected the number of steps done before, got '10'"),
     ({"window_steps": 0}, "window_steps: expected a number of steps from 1, got 0; the default is 200"),
     ({"window_steps": 2.5}, "window_steps: expected a number of steps from 1, got 2.5"),
-    ({"every": 0}, "every: expected 'auto' or a number of steps from 1, got 0; 1 looks at every step"),
-    ({"every": "often"}, "every: expected 'auto' or a number of steps from 1, got 'often'"),
-    ({"every": True}, "every: expected 'auto' or a number of steps from 1, got True"),
+    ({"every": 0}, "every: expected 'auto', 'never' or a number of steps from 1, got 0; 1 looks at every step"),
+    ({"every": "often"}, "every: expected 'auto', 'never' or a number of steps from 1, got 'often'"),
+    ({"every": True}, "every: expected 'auto', 'never' or a number of steps from 1, got True"),
     (
         {"overhead": 0.0},
         "overhead: expected a share of the training's time between 0 and 1, got 0.0; 0.01 is one percent",

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ncmon.breaker import Breaker
 from ncmon.daemon import Daemon
 from ncmon.intake import Intake
 from ncmon.model import Evaluation, Window
@@ -193,6 +194,8 @@ class World:
             transport=self.network,  # type: ignore[arg-type]
             database=self.path,
             compute=self.compute,
+            # What this test process has loaded is no flood.
+            breaker=Breaker(resident=lambda: 0),
             monotonic=lambda: self.network.now,
             wall=lambda: 1000.0 + self.network.now,
         )
