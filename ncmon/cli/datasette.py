@@ -24,6 +24,10 @@ TABLES = {
     "definition": "What each number means, by version.",
     "gap": "Windows that were announced and never came.",
     "rejected": "Messages that could never become a window.",
+    "alert": "What rules raised, and when it was over or acknowledged.",
+    "alert_memory": "What rules remember of a run.",
+    "aliases": "Other names of metrics: select their values from history by the name beside them.",
+    "inbox": "Messages that are acknowledged and wait to be evaluated.",
     "array": "Class and pair arrays as BLOBs; read them with ncmon.open.",
     "origin": "Every message that is in the database.",
     "stream": "Sending processes, and what they may send next.",
@@ -31,7 +35,7 @@ TABLES = {
     "meta": "The revision that viewers compare.",
     "migration": "What was done to this file.",
 }
-HIDDEN = ("origin", "stream", "meta", "migration", "class_label", "array")
+HIDDEN = ("origin", "stream", "meta", "migration", "class_label", "array", "alert_memory", "inbox")
 
 COLUMNS = {
     "exact": "1 where the window was measured at frozen weights",

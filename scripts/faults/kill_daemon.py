@@ -39,7 +39,7 @@ CONTROLS = {
         "    write(self, batch); time.sleep(0.05)\n"
         "i.Intake._write = late\n"
         "w.Writer.stream_next = lambda self, stream: None\n"
-        "w.Writer._take_origins = lambda self, origins: True\n"
+        "w.Writer._take_origins = lambda self, origins, **waited: True\n"
     ),
     # What a plain DEALER invites to: it reconnects by itself and sends what its old pipe still held; the daemon asks
     # nobody to introduce himself again, and the highest number that it saw is the one that it acknowledges.

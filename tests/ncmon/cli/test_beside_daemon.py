@@ -45,7 +45,7 @@ def test_editing_under_a_daemon_loses_nothing(site: Site) -> None:
     other = make_store(site.path / "other.db", epochs=6)
     daemon = site.daemon()
     merge(other, site.database)
-    options = ("--windows", str(WINDOWS), "--pause", "0.15", "--endpoint", site.endpoint)
+    options = ("--windows", str(WINDOWS), "--pause", "0.4", "--endpoint", site.endpoint)
     trainer = site.trainer("--weights", str(site.path / "w.pt"), *options)
     wait_for(lambda: windows() > 0, "the first window", deadline_s=60)
     run_id = json.loads(command("runs", "--name", "kill", "--format", "jsonl"))["run_id"]

@@ -44,7 +44,7 @@ def completed(database: Path | str, *words: str) -> list[str]:
         (("his",), ["history"]),
         (("show", "di"), ["digits-bn"]),
         (("compare", "digits-bn", "run"), ["run3", "run2", "run1", "run0"]),
-        (("history", "digits-bn", "--metric", "nc1_"), ["nc1_pinv", "nc1_trace_ratio", "nc1_cdnv"]),
+        (("history", "digits-bn", "--metric", "nc1_"), ["nc1_pinv", "nc1_balanced", "nc1_trace_ratio", "nc1_cdnv"]),
         (("show", "digits-bn", "--layer", "bl"), ["blocks.0", "blocks.1"]),
         (("plot", "digits-bn", "--split", ""), ["train", "test"]),
         (("tag", "nosuch"), []),
