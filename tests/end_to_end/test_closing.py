@@ -19,7 +19,7 @@ from ncmon_client.sender import Sender
 from tests.client.test_sender import Daemon
 from tests.end_to_end.site import Site, wait_for
 from tests.messages import Prepared, make_gap, make_info
-from tests.ncmon.test_gate import free_port
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(120)]
 
@@ -150,7 +150,7 @@ def refused(case: Case) -> Sender:
 
 
 def without_a_key(case: Case) -> Sender:
-    case.endpoint = f"tcp://127.0.0.1:{free_port()}"
+    case.endpoint = f"tcp://127.0.0.1:{free_ports(3)}"
     case.monkeypatch.setenv("NCMON_KEY", str(case.site.path / "none.key"))
     return nobody(case)
 

@@ -23,7 +23,7 @@ from ncmon_client.outbox import Outbox
 from ncmon_client.sender import Sender
 from tests.factories import make_window
 from tests.messages import Prepared, make_info, to_wire
-from tests.ncmon.test_gate import free_port
+from tests.ports import free_ports
 from tests.ncmon.tui.stage import make_store
 
 
@@ -106,7 +106,7 @@ def state_of(snapshot: Snapshot, label: str) -> SourceState:
 @pytest.mark.sockets
 def test_two_daemons_and_a_file_in_one_snapshot(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """One daemon on a socket, one over tcp with a key, one file; one run id in two of them."""
-    tcp = f"tcp://127.0.0.3:{free_port()}"
+    tcp = f"tcp://127.0.0.3:{free_ports(3)}"
     place.ncmon("keys", "init")
     place.ncmon("keys", "new", "viewer", "--view", "--out", f"{place.path}/viewer.key")
     monkeypatch.setenv("NCMON_KEY", f"{place.path}/viewer.key")
