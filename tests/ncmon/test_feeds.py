@@ -23,8 +23,8 @@ from ncmon_client.outbox import Outbox
 from ncmon_client.sender import Sender
 from tests.factories import make_window
 from tests.messages import Prepared, make_info, to_wire
-from tests.ports import free_ports
 from tests.ncmon.tui.stage import make_store
+from tests.ports import free_ports
 
 
 def wait_for(condition: Callable[[], object], what: str, *, deadline_s: float = 30.0) -> None:
