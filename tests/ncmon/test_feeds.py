@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from ncmon.config import view_endpoint
 from ncmon.feed import Feed, Selection, Snapshot, SourceState, open_feed
 from ncmon.feeds import Feeds, labels, open_feeds
+from ncmon.transport import status
 from ncmon_client.outbox import Outbox
 from ncmon_client.sender import Sender
 from tests.factories import make_window
@@ -86,7 +88,7 @@ def place() -> Iterator[Place]:
 
 
 def deliver(endpoint: str, steps: range, *, run_id: str, name: str, started: float = 1_800_000_000.0) -> None:
-    """Send windows as a training would, and wait until they are stored."""
+    """Send windows as a training would, and wait until they can be read."""
     outbox = Outbox()
     run = make_info(run_id=run_id, name=name, started=started)
     sender = Sender(endpoint=endpoint, run=run, outbox=outbox, log=logging.getLogger("t"))
@@ -97,6 +99,12 @@ def deliver(endpoint: str, steps: range, *, run_id: str, name: str, started: flo
         sender.start()
         sender.wake()
     assert sender.close(30.0), sender.status()
+
+    def waiting() -> int:
+        found = status(view_endpoint(endpoint), timeout_s=1.0)
+        return 1 if found is None else found["counters"]["waiting"]
+
+    wait_for(lambda: waiting() == 0, "everything to be evaluated")
 
 
 def state_of(snapshot: Snapshot, label: str) -> SourceState:
