@@ -9,8 +9,9 @@ import tempfile
 
 from hypothesis import settings
 
-settings.register_profile("fixed", derandomize=True)
-settings.register_profile("explore", print_blob=True)
+# No deadline: how long an example takes is the machine's affair.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("explore", print_blob=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 # What a test's client cannot deliver must not land in the spool of the person who runs the tests, nor find theirs.
