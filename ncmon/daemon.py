@@ -206,6 +206,8 @@ class Daemon:
         if committed.acknowledge:
             self._reception.stored(committed.acknowledge)
             self._send_answers()
+        if committed:
+            self._keep_size()
         if committed.stored:
             if self._lookout is not None:
                 self._guard("alerts", self._lookout.committed, [record.item for record in committed.stored])
@@ -291,11 +293,15 @@ class Daemon:
         self._guard("the list of keys", self._watch_keys)
         if self._lookout is not None:
             self._guard("alerts", self._lookout.tick)
-        if not self._intake.backlog.messages and not self._intake.trouble:
-            # No array has to go for what waits only for a while.
-            if self._max_bytes is not None:
-                self._guard("the size of the store", self._trim, self._max_bytes)
-            self._guard("free pages", self._writer.give_back)
+        if not self._intake.trouble:
+            self._keep_size()
+            if not self._intake.backlog.messages:
+                self._guard("free pages", self._writer.give_back)
+
+    def _keep_size(self) -> None:
+        # After every commit too: what comes in at once may be a good part of a small limit.
+        if self._max_bytes is not None:
+            self._guard("the size of the store", self._trim, self._max_bytes)
 
     def _watch_memory(self) -> None:
         held = self._breaker.trips(self._monotonic())

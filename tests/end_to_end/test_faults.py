@@ -84,7 +84,6 @@ def test_a_crowd_with_large_windows_before_a_stalled_writer_stays_within_memory(
     assert found["peak_mb"] < 300
 
 
-@pytest.mark.xfail(strict=False, reason="fails since windows wait in the inbox: to be mended")
 def test_a_viewer_that_hangs_is_named_bounded_and_survived() -> None:
     found = run("stuck_viewer.py", "--windows", "500", "--limit-mb", "1.5", "--seconds", "1")
     assert found["named_the_reader"]
@@ -93,7 +92,6 @@ def test_a_viewer_that_hangs_is_named_bounded_and_survived() -> None:
     assert found["stored_at_the_limit"] == 0
 
 
-@pytest.mark.xfail(strict=False, reason="fails since windows wait in the inbox: to be mended")
 def test_more_windows_than_fit_stay_below_the_size_beside_ncmon_prune() -> None:
     found = run("max_bytes.py", "--windows", "650", "--mb", "2")
     assert found["below"]
