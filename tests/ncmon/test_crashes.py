@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from ncmon.breaker import Breaker
+from ncmon.collector import RANK_TIMEOUT_S
 from ncmon.daemon import Daemon
 from ncmon.intake import Intake
 from ncmon.model import Evaluation, Window
@@ -189,6 +190,7 @@ class World:
                 connection.close()
 
     def one_life(self, writer: Writer) -> dict[str, Any]:
+        born = self.network.now
         daemon = Daemon(
             writer=writer,
             transport=self.network,  # type: ignore[arg-type]
@@ -199,7 +201,8 @@ class World:
             monotonic=lambda: self.network.now,
             wall=lambda: 1000.0 + self.network.now,
         )
-        for _ in range(2000):
+        # Long enough for the collector to give up on a rank whose part a broken promise lost.
+        while self.network.now < born + 3 * RANK_TIMEOUT_S:
             for client in self.clients:
                 client.speak(self.network)
             daemon.turn()

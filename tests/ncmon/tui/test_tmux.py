@@ -91,9 +91,31 @@ class Tmux:
 
     def end(self, name: str) -> int:
         """Wait for the process of a pane and return its exit code."""
-        form = "#{pane_dead_status}#{?pane_dead_signal,-#{pane_dead_signal},}"
-        wait_for(lambda: self.ask(name, form), f"the end of {name}")
-        return int(self.ask(name, form))
+        pid = int(self.ask(name, "#{pane_pid}"))
+        codes: list[int] = []
+
+        def ended() -> bool:
+            form = "#{pane_dead_status}#{?pane_dead_signal,-#{pane_dead_signal},}"
+            if said := self.ask(name, form):
+                codes.append(int(said))
+            elif (code := left_behind(pid)) is not None:
+                codes.append(code)
+            return bool(codes)
+
+        wait_for(ended, f"the end of {name}")
+        return codes[0]
+
+
+def left_behind(pid: int) -> int | None:
+    """Return the exit code of a process that has ended and that nobody asked; None for others.
+
+    tmux 3.3a now and then does not notice that a program ended (a zombie of code 0, seen in every tenth pane).
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return os.waitstatus_to_exitcode(int(fields[-1])) if fields[0] == "Z" else None
 
 
 def wait_for(condition: Callable[[], object], what: str, *, deadline_s: float = 60.0) -> None:
@@ -117,7 +139,14 @@ def tmux() -> Iterator[Tmux]:
 
 TERMS = ("xterm-256color", "tmux-256color", "screen", "linux")
 LOCALES: dict[str, dict[str, str]] = {"plain": {}, "mono": {"NO_COLOR": "1"}, "c": {"LC_ALL": "C"}}
-SCREENS = (("2", "NC1"), ("3", "by depth"), ("4", "closest pair"), ("5", "assumes"), ("6", "REACHED"), ("1", "RUN "))
+SCREENS = (
+    ("2", "NC1"),
+    ("3", "by depth"),
+    ("4", "closest pair"),
+    ("5", "assumes"),
+    ("6", "REACHED"),
+    ("1", "minINTRA"),
+)
 
 
 def test_every_terminal_and_locale_shows_every_screen(tmux: Tmux, database: Path) -> None:
