@@ -32,11 +32,12 @@ from ncmon.desk import Desk
 from ncmon.errors import ListenError, StoreError
 from ncmon.evaluate import evaluate
 from ncmon.gate import Proof
-from ncmon.intake import MAX_INBOX_BYTES, Intake
+from ncmon.intake import Intake
 from ncmon.keyring import Keyring
 from ncmon.lookout import Lookout
 from ncmon.model import Evaluation, Window
 from ncmon.process import StopSignal
+from ncmon.quota import Quota
 from ncmon.reception import Complaints, Reception
 from ncmon.store.checkpoint import WRITER_PAGES, Checkpoints
 from ncmon.store.migrate import library
@@ -59,8 +60,6 @@ IDLE_S = 1.0
 """Longest wait; also how often waiting streams are reminded."""
 FREED_S, FREED_LOOKS = 0.02, 10
 """After a cut: how often it is looked whether the memory has come back, and how many times."""
-TRIM_ABOVE, TRIM_BELOW, TRIM_S = 0.97, 0.95, 0.25
-"""Of `--max-bytes`: what makes it drop something, and down to where; and how long it may take at a time."""
 
 log = logging.getLogger("ncmon.daemon")
 
@@ -99,6 +98,11 @@ class Daemon:
         self._workplace = workplace or Bench(writer.messages, compute=compute, monotonic=monotonic, wall=wall)
         if self._workplace.fileno() >= 0:
             transport.watch(self._workplace.fileno())
+        self._quota: Quota | None = None
+        if max_bytes is not None:
+            self._quota = Quota(
+                max_bytes, writer=writer, complaints=self._complaints, database=database, monotonic=monotonic
+            )
         self._intake = Intake(
             writer=writer,
             collector=self._collector,
@@ -110,7 +114,7 @@ class Daemon:
             space=space,
             monotonic=monotonic,
             wall=wall,
-            **({} if max_bytes is None else {"max_inbox_bytes": min(MAX_INBOX_BYTES, max_bytes // 4)}),
+            quota=self._quota,
         )
         self._busy = False
         """Whether there was more to receive when the last batch was full."""
@@ -119,7 +123,6 @@ class Daemon:
         """As of the last second; for other threads."""
         self._desk = Desk(database)
         self._lookout = lookout
-        self._max_bytes = max_bytes
         self._started = wall()
         self._next_care = monotonic() + IDLE_S
         self._breaker = breaker if breaker is not None else Breaker()
@@ -162,7 +165,7 @@ class Daemon:
         """Take what is there, up to one batch; return whether there is more."""
         end = self._monotonic() + min(max(BATCH_S, self._intake.commit_s), LONG_BATCH_S)
         lull = min(max(LULL_S, self._intake.commit_s / 2), LONG_LULL_S)
-        nbytes = 0
+        nbytes, most = 0, BATCH_BYTES if self._quota is None else self._quota.receive_bytes
         self._reception.crowd = self._transport.connected
         for number in range(BATCH_MESSAGES):
             delivery = self._transport.receive()
@@ -175,7 +178,7 @@ class Daemon:
                 self._intake.pause()
                 return False
             nbytes += sum(map(len, delivery.frames))
-            if nbytes >= BATCH_BYTES or self._monotonic() >= end:
+            if nbytes >= most or self._monotonic() >= end:
                 return True
         return True
 
@@ -300,8 +303,8 @@ class Daemon:
 
     def _keep_size(self) -> None:
         # After every commit too: what comes in at once may be a good part of a small limit.
-        if self._max_bytes is not None:
-            self._guard("the size of the store", self._trim, self._max_bytes)
+        if self._quota is not None:
+            self._guard("the size of the store", self._quota.keep)
 
     def _watch_memory(self) -> None:
         held = self._breaker.trips(self._monotonic())
@@ -315,20 +318,6 @@ class Daemon:
                 break
             time.sleep(FREED_S)
         self._breaker.cut()
-
-    def _trim(self, max_bytes: int) -> None:
-        end, arrays, windows = self._monotonic() + TRIM_S, 0, 0
-        if self._writer.nbytes <= TRIM_ABOVE * max_bytes:
-            return
-        while dropped := self._writer.trim(int(TRIM_BELOW * max_bytes)):
-            arrays, windows = arrays + dropped.arrays, windows + dropped.windows
-            if self._monotonic() >= end:
-                break
-        if arrays or windows:
-            what = f"arrays of {arrays} old windows" if arrays else f"{windows} windows of the longest histories"
-            self._complaints.say("trim", f"{what} were dropped, to stay below {max_bytes >> 20} MB")
-        elif self._writer.nbytes > max_bytes:
-            self._complaints.say("trim", f"{self._database} cannot be kept below {max_bytes >> 20} MB: ncmon prune")
 
     def _watch_keys(self) -> None:
         """Follow the list of keys; whose key is no longer on it is cut off, and everybody else comes back at once."""

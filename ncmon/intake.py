@@ -26,6 +26,7 @@ from ncmon.errors import Rejected, StoreError
 from ncmon.ingest import Arrival
 from ncmon.model import Evaluation, Rejection, RunEnd, StreamSeq, Window
 from ncmon.process import openers
+from ncmon.quota import Quota
 from ncmon.reception import Complaints, Reception
 from ncmon.store.writer import Stored, Waiting, Writer
 from ncmon.workshop import Done, Item, Workplace, failed, reason
@@ -82,10 +83,11 @@ class Intake:
         space: Callable[[Path], disk.Space | None],
         monotonic: Callable[[], float],
         wall: Callable[[], float],
-        max_inbox_bytes: int = MAX_INBOX_BYTES,
+        quota: Quota | None = None,
     ) -> None:
         self._writer = writer
-        self._max_inbox_bytes = max_inbox_bytes
+        self._max_inbox_bytes = MAX_INBOX_BYTES if quota is None else min(MAX_INBOX_BYTES, quota.inbox_bytes)
+        self._max_results = RESULTS if quota is None else min(RESULTS, quota.results)
         self._collector = collector
         self._reception = reception
         self._complaints = complaints
@@ -235,7 +237,7 @@ class Intake:
         begin = self._monotonic()
         try:
             self._take(self._workplace.done())
-            while self._workplace.room() and len(self._results) < RESULTS:
+            while self._workplace.room() and len(self._results) < self._max_results:
                 entry = self.backlog.next()
                 if entry is None:
                     break
@@ -268,18 +270,18 @@ class Intake:
             self.gather(self._collector.tick(now=now))
             due = self._results and (
                 self._batch
-                or len(self._results) >= RESULTS
+                or len(self._results) >= self._max_results
                 or now >= self._results_since + RESULTS_S
                 or not self.backlog.unread
             )
-            results = self._results if due else []
+            results = self._results[: self._max_results] if due else []
             batch, self._batch = self._batch, []
             self._waits.clear()
             self._spent_s = 0.0
             if not batch and not results:
                 return Committed()
             if due:
-                self._results = []
+                del self._results[: self._max_results]
             self._check_space()
             stored = self._write([*results, *batch])
         except Exception as error:
