@@ -20,7 +20,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "client")]
+sys.path[:0] = [str(ROOT), str(ROOT / "client"), str(ROOT / "scripts")]
+
+import environment  # noqa: E402
+
+environment.settle()
 
 SERVE = "import sys; from pathlib import Path; from ncmon.daemon import run_daemon; "
 SERVE_END = "sys.exit(run_daemon(Path(sys.argv[1]), sys.argv[2:]))"
