@@ -36,6 +36,11 @@ TREND_POINTS = 32
 MAX_VALUE_BYTES = 64 * 1024 * 1024
 """Of one value that a user's SQL may make; SQLite's own limit of a gigabyte would exhaust a small machine."""
 
+_CHOSEN = """SELECT value AS run_key, coalesce(
+    (SELECT 'train' FROM window WHERE run_key = value AND split = 'train' LIMIT 1),
+    (SELECT split FROM window WHERE run_key = value ORDER BY window_key DESC LIMIT 1)) AS split FROM json_each(:keys)"""
+"""The split that a line about a run shows: `train`, or else the last that came."""
+
 _PRAGMAS = frozenset({"table_info", "table_xinfo", "table_list", "index_list", "index_info", "user_version"})
 
 
@@ -129,43 +134,39 @@ class Store:
         `where` picks runs before their windows are read; `limit` counts what it left.
         """
         stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
-        names = {asked: resolve(asked) for asked in (*metrics, trend)}
-        unknown = [asked for asked, name in names.items() if name not in stored]
-        selected = ", ".join("NULL" if asked in unknown else f'd."{name}"' for asked, name in names.items())
+        selected = "".join(f', d."{name}"' if name in stored else ", NULL" for name in map(resolve, metrics))
+        line = f'd."{resolve(trend)}"' if resolve(trend) in stored else "NULL"
         everyone = f"SELECT {RUN_COLUMNS} FROM run ORDER BY started DESC, run_key DESC"  # noqa: S608 fixed columns
-        newest = "SELECT value AS run_key FROM json_each(:keys)"
-        # The windows are found by index, run by run: a store of years costs no more than one of a day. The trend is
-        # that of the whole run, at steps as far from each other as they can be: its end alone would look flat.
-        windows = f"""WITH chosen AS (
-  SELECT n.run_key, coalesce((SELECT 'train' FROM window WHERE run_key = n.run_key AND split = 'train' LIMIT 1),
-    (SELECT split FROM window WHERE run_key = n.run_key ORDER BY window_key DESC LIMIT 1)) AS split FROM ({newest}) n),
-spanned AS (SELECT run_key, split,
-  (SELECT min(step) FROM window w WHERE w.run_key = chosen.run_key AND w.split = chosen.split) AS low,
-  (SELECT max(step) FROM window w WHERE w.run_key = chosen.run_key AND w.split = chosen.split) AS high FROM chosen)
-SELECT c.run_key, c.split, w.epoch, w.step, w.time, w.exact, {selected}
-FROM spanned c JOIN window w ON w.window_key IN (
-    SELECT (SELECT x.window_key FROM window x WHERE x.run_key = c.run_key AND x.split = c.split
-      AND x.step >= c.low + (c.high - c.low) * p.value / :points ORDER BY x.step, x.exact LIMIT 1)
-    FROM json_each(:places) p
-    UNION SELECT (SELECT x.window_key FROM window x WHERE x.run_key = c.run_key AND x.split = c.split
-      ORDER BY x.step DESC, x.exact DESC LIMIT 1))
+        # Windows are found by index, run by run: a store of years costs no more than one of a day.
+        last = f"""SELECT c.run_key, (SELECT count(*) FROM window w WHERE w.run_key = c.run_key),
+  (SELECT count(*) FROM layer l WHERE l.run_key = c.run_key), c.split, w.epoch, w.step, w.time, w.exact{selected}
+FROM ({_CHOSEN}) c
+  LEFT JOIN window w ON w.window_key = (SELECT x.window_key FROM window x WHERE x.run_key = c.run_key
+    AND x.split = c.split ORDER BY x.step DESC, x.exact DESC LIMIT 1)
   LEFT JOIN layer l ON l.run_key = c.run_key AND l.name = :layer
-  LEFT JOIN reading d ON d.layer_key = l.layer_key AND d.window_key = w.window_key
-ORDER BY c.run_key, w.step, w.exact"""  # noqa: S608 names are columns
-        heads = f"""SELECT n.run_key, (SELECT count(*) FROM window w WHERE w.run_key = n.run_key),
-  (SELECT count(*) FROM layer l WHERE l.run_key = n.run_key) FROM ({newest}) n"""  # noqa: S608 fixed columns
+  LEFT JOIN reading d ON d.layer_key = l.layer_key AND d.window_key = w.window_key"""  # noqa: S608 names are columns
+        # The trend is that of the whole run, at steps as far from each other as they can be: its end alone would look
+        # flat. Of these windows the index knows enough. Materialised: written out it would look for both ends of a run
+        # again for every point.
+        points = f"""WITH spanned AS MATERIALIZED (SELECT c.run_key, c.split,
+    (SELECT min(step) FROM window w WHERE w.run_key = c.run_key AND w.split = c.split) AS low,
+    (SELECT max(step) FROM window w WHERE w.run_key = c.run_key AND w.split = c.split) AS high FROM ({_CHOSEN}) c),
+placed AS MATERIALIZED (SELECT s.run_key, l.layer_key,
+    (SELECT x.window_key FROM window x WHERE x.run_key = s.run_key AND x.split = s.split
+      AND x.step >= s.low + (s.high - s.low) * p.value / :points ORDER BY x.step, x.exact LIMIT 1) AS window_key
+  FROM spanned s JOIN layer l ON l.run_key = s.run_key AND l.name = :layer CROSS JOIN json_each(:places) p)
+SELECT p.run_key, p.window_key, {line} FROM placed p
+  CROSS JOIN reading d ON d.layer_key = p.layer_key AND d.window_key = p.window_key"""  # noqa: S608 names are columns
         with self._reader.snapshot():
             found = [(row[0], run_of(row)) for row in self._reader.execute(everyone)]
             runs = dict([pair for pair in found if where is None or where(pair[1])][:limit])
             options = {"keys": json.dumps(list(runs)), "layer": CLASSIFIER_INPUT, "points": TREND_POINTS}
-            options["places"] = json.dumps(list(range(TREND_POINTS)))
-            points: dict[int, list[tuple[Any, ...]]] = {}
-            for row in self._reader.execute(windows, options):
-                points.setdefault(row[0], []).append(row[1:])
-            counts = {row[0]: row[1:] for row in self._reader.execute(heads, options)}
-        return tuple(
-            _summary(run, counts[key], points.get(key, []), list(names), metrics, trend) for key, run in runs.items()
-        )
+            ends = {row[0]: row[1:] for row in self._reader.execute(last, options)}
+            options["places"] = json.dumps(list(range(TREND_POINTS + 1)))
+            trends: dict[int, dict[int, float | None]] = {}
+            for run_key, window_key, value in self._reader.execute(points, options):
+                trends.setdefault(run_key, {})[window_key] = value
+        return tuple(_summary(run, ends[key], list(trends.get(key, {}).values()), metrics) for key, run in runs.items())
 
     def gaps(self, run: StoredRun | str) -> tuple[StoredGap, ...]:
         """Return the windows of a run that were announced and never came."""
@@ -233,30 +234,21 @@ ORDER BY c.run_key, w.step, w.exact"""  # noqa: S608 names are columns
         return StoredRun(self._reader, run_key, run_of(row))
 
 
-def _summary(
-    run: Run,
-    counts: tuple[int, int],
-    points: Sequence[tuple[Any, ...]],
-    names: list[str],
-    metrics: Sequence[str],
-    trend: str,
-) -> RunSummary:
-    """Return one line from a run, its windows and layers counted, and its last windows: split, epoch, step, time,
-    exact, then `names`.
+def _summary(run: Run, row: tuple[Any, ...], trend: Sequence[float | None], metrics: Sequence[str]) -> RunSummary:
+    """Return one line from a run, a row of its last window (windows, layers, split, epoch, step, time, exact, then
+    `metrics`), and the trend.
     """
-    split, epoch, step, at, exact = points[-1][:5] if points else ("", None, None, None, 0)
-    last = np.array(points[-1][5:] if points else [None] * len(names), dtype=np.float64)
-    line = np.array([point[5 + names.index(trend)] for point in points], dtype=np.float64)
+    line = np.array(trend, dtype=np.float64)  # None becomes NaN.
     return RunSummary(
         run=run,
-        n_windows=counts[0],
-        n_layers=counts[1],
-        split=split,
-        epoch=epoch,
-        step=step,
-        time=at,
-        exact=bool(exact),
-        values={name: float(last[names.index(name)]) for name in metrics},
+        n_windows=row[0],
+        n_layers=row[1],
+        split=row[2] or "",
+        epoch=row[3],
+        step=row[4],
+        time=row[5],
+        exact=bool(row[6]),
+        values=dict(zip(metrics, np.array(row[7:], dtype=np.float64).tolist(), strict=True)),
         trend=line[~np.isnan(line)],
     )
 
