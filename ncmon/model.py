@@ -47,6 +47,10 @@ class Run:
     """Unix seconds of the last committed message, by the daemon's clock."""
     note: str = ""
     """What the user wrote about it."""
+    attempt: int = 1
+    """How many times it was begun: a training that goes on from a checkpoint is the next attempt of its run."""
+    attempt_of: str = ""
+    """Of the superseded tail of an attempt: the id of the run that went on without it."""
 
     def class_name(self, index: int) -> str:
         """Return the name of one class, its number where the run gave no names."""

@@ -53,8 +53,8 @@ class Ledger(Protocol):
         """Return what is expected next of a stream, None for an unknown one. May raise `StoreError`."""
         ...
 
-    def put_run(self, run: Run, stream: bytes, *, now: float) -> None:
-        """Introduce a stream and its run. May raise `StoreError`."""
+    def put_run(self, run: Run, stream: bytes, *, now: float, rank: int = 0) -> None:
+        """Introduce the stream of a rank, and its run. May raise `StoreError`."""
         ...
 
 
@@ -225,7 +225,7 @@ class Reception:
             if committed is None:
                 # Only a stream that the store does not know introduces its run: one that comes back when its END is
                 # stored must not bring a finished run to life.
-                self._ledger.put_run(run, stream_id, now=wall)
+                self._ledger.put_run(run, stream_id, now=wall, rank=info.rank)
                 committed = self._ledger.stream_next(stream_id) or 0
         except Exception as error:
             # The store's trouble, whatever it is: the client comes back by itself.
@@ -253,7 +253,7 @@ class Reception:
             # The store was put back to an earlier state under the daemon. What is left comes as a new stream.
             known.committed = known.expected = committed
         self._streams.move_to_end(stream_id)
-        self._collector.open(stream_id, run_id=info.run_id, rank=info.rank)
+        self._collector.open(stream_id, run_id=info.run_id, rank=info.rank, begun=info.started)
         welcome = wire.Welcome(
             version=wire.PROTOCOL,
             next=committed,

@@ -21,6 +21,10 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(place / "bin" / "python")
 
 
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_another_python_hands_a_script_to_the_one_that_has_everything(bare: str, tmp_path: Path) -> None:
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPTS / "environment.py", tmp_path / "scripts")
@@ -28,7 +32,7 @@ def test_another_python_hands_a_script_to_the_one_that_has_everything(bare: str,
     (tmp_path / ".venv").symlink_to(sys.prefix)
     script = tmp_path / "scripts" / "try.py"
     script.write_text(USE.format(str(tmp_path / "scripts")))
-    done = subprocess.run([bare, str(script), "one two", "--three"], capture_output=True, text=True, timeout=60)
+    done = run([bare, str(script), "one two", "--three"])
     assert (done.returncode, done.stderr) == (0, "")
     place, _, rest = done.stdout.strip().partition(" ")
     assert Path(place).resolve() == Path(sys.prefix).resolve()
@@ -39,7 +43,7 @@ def test_another_python_hands_a_script_to_the_one_that_has_everything(bare: str,
 def test_where_nothing_is_installed_it_says_what_to_type(bare: str, tmp_path: Path, name: str) -> None:
     scripts = tmp_path / "scripts"
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    done = subprocess.run([bare, str(scripts / name), "--help"], capture_output=True, text=True, timeout=60)
+    done = run([bare, str(scripts / name), "--help"])
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "scripts/venv dev" in done.stderr

@@ -199,7 +199,8 @@ def ranks() -> tuple[int, int]:
 def _common_id(own: str) -> str:
     """Return one run id for all ranks: the first one that a rank wrote into the process group's store.
 
-    Nobody waits for anybody: no collective, and a rank that does not watch is not missed here.
+    Nobody waits for anybody: no collective, and a rank that does not watch is not missed here. Of a job that torchrun
+    restarts the store lives on, and the run with it.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         # torchrun's own id; "none" where nobody gave it one.
@@ -207,6 +208,8 @@ def _common_id(own: str) -> str:
         return own if job == "none" or not _RUN_ID.fullmatch(job) else job
     try:
         store = torch.distributed.distributed_c10d._get_default_store()
+        while isinstance(store, torch.distributed.distributed_c10d.PrefixStore):
+            store = store.underlying_store  # prefixes are of one attempt, and of one process group
         return store.compare_set(f"ncmon/run/{next(_WATCHED)}", "", own).decode()
     except Exception:  # a store without that operation: ranks then need NCMON_RUN_ID
         return own

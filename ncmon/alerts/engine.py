@@ -250,12 +250,12 @@ def _remember(past: Past, evaluation: Evaluation) -> None:
         reading = layer.readings.get(TRACED)
         if reading is not None and reading.value is not None:
             key = series_key(window.split, window.exact, layer.key.name)
-            past.traces.setdefault(key, Trace()).add(reading.value)
+            past.traces.setdefault(key, Trace()).add(reading.value, window.step)
 
 
 def _write_past(past: Past) -> str:
     said = asdict(past) | {"ranks": sorted(past.ranks)}
-    said["traces"] = {key: [trace.first, trace.least, trace.last] for key, trace in past.traces.items()}
+    said["traces"] = {key: [trace.first, trace.least, trace.last, trace.step] for key, trace in past.traces.items()}
     return json.dumps(said, separators=(",", ":"))
 
 
@@ -269,8 +269,13 @@ def _read_past(text: str) -> Past:
             windows=int(said["windows"]),
             ranks={int(rank) for rank in said["ranks"]},
             traces={
-                str(key): Trace(first=float(first), least=float(least), last=[float(value) for value in last])
-                for key, (first, least, last) in said["traces"].items()
+                str(key): Trace(
+                    first=float(first),
+                    least=float(least),
+                    last=[float(value) for value in last],
+                    step=int(rest[0]) if rest else -1,
+                )
+                for key, (first, least, last, *rest) in said["traces"].items()
             },
         )
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -38,15 +38,23 @@ TRACED = "nc1_pinv"
 
 @dataclass(slots=True)
 class Trace:
-    """What is remembered of one number over the windows of a series: three floats and no history."""
+    """What is remembered of one number over the windows of a series: a few floats and no history."""
 
     first: float = float("nan")
     least: float = float("inf")
     """Of the median of three."""
     last: list[float] = field(default_factory=list)
+    step: int = -1
+    """Of the newest value."""
 
-    def add(self, value: float) -> None:
-        """Take the next value; spikes of one window do not count."""
+    def add(self, value: float, step: int) -> None:
+        """Take the next value; spikes of one window do not count.
+
+        Where steps go back a training goes on from a checkpoint: what came after it is no longer this training's past.
+        """
+        if step < self.step:
+            self.first, self.least, self.last = float("nan"), float("inf"), []
+        self.step = step
         if not np.isfinite(value):
             return
         if np.isnan(self.first):

@@ -40,6 +40,7 @@ SHORT_ID = 8
         "ncmon runs",
         "ncmon runs --limit 5 --format json",
         "ncmon runs --db old.db",
+        "ncmon runs --attempts --name digits",
         "ncmon runs --config 'weight_decay>=1e-4' --config model=resnet* --sort nc1_pinv",
         "ncmon runs --tag sweep --status finished --since 3d --where 'ncc_acc>0.99' --metric w_etf_err",
     ),
@@ -47,6 +48,9 @@ SHORT_ID = 8
 @database_option
 @format_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N only.")
+@click.option(
+    "--attempts", is_flag=True, help="With what earlier attempts had beyond the checkpoint from which a later went on."
+)
 @selection_options
 @click.option(
     "--where", multiple=True, metavar="COND", help="A condition on the last value of a metric: 'nc1_pinv<0.1'."
@@ -68,6 +72,7 @@ def command(
     database: Path | None,
     form: str,
     limit: int | None,
+    attempts: bool,
     where: tuple[str, ...],
     sort: str | None,
     metrics: tuple[str, ...],
@@ -92,7 +97,7 @@ def command(
             read[key] = None
         # What is sorted or picked by its readings is cut afterwards.
         early = limit if not (asked or sort) else None
-        summaries = store.summary(tuple(read), limit=early, where=selection)
+        summaries = store.summary(tuple(read), limit=early, where=selection, attempts=attempts)
     kept = [summary for summary in summaries if _holds(summary, asked)]
     if sort:
         kept = _sorted(kept, key, descending=sort.startswith("-"))
@@ -167,6 +172,8 @@ def listing(
         Column(key="n_classes"),
         Column(key="tags"),
         Column(key="note"),
+        Column(key="attempt"),
+        Column(key="attempt_of"),
         Column(key="config"),
     )
     rows = [
@@ -190,6 +197,8 @@ def listing(
             summary.run.n_classes,
             list(summary.run.tags),
             summary.run.note or None,
+            summary.run.attempt,
+            summary.run.attempt_of or None,
             dict(summary.run.config),
         )
         for summary in summaries
@@ -199,6 +208,8 @@ def listing(
 
 def _short(run_id: str, ids: list[str]) -> str:
     """Return the shortest beginning, of eight letters or more, that names the run and no other."""
+    if "@" in run_id:
+        return run_id  # of a superseded tail: it is never guessed
     length = SHORT_ID
     while length < len(run_id) and sum(other.startswith(run_id[:length]) for other in ids) > 1:
         length += 1

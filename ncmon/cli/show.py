@@ -57,12 +57,21 @@ def command(
     with open_store(database) as store:
         stored = store.run(run)
         windows = read_windows(stored, layer=layer, split=split, epoch=epoch)
-        gaps = len(stored.gaps())
+        gaps, superseded = len(stored.gaps()), stored.superseded()
         alerts = store.alerts(stored, only_open=True)
     if form != "table":
         emit(_listing(stored.run, windows), form)
         return
     write(run_line(stored.run) + (f"{gaps} windows were lost on the way (see `gap` in the database)\n" if gaps else ""))
+    write(
+        lines(
+            [
+                f"attempt {tail.attempt} went on to step {tail.steps[1]}: its {tail.windows} windows from step"
+                f" {tail.steps[0]} on are {tail.run_id}"
+                for tail in superseded
+            ]
+        )
+    )
     write(lines([clean(f"{MARKS[alert.severity]} {title_of(alert.rule)}: {alert.text}") for alert in alerts]))
     if not windows:
         write("no window yet\n")
@@ -92,6 +101,10 @@ def run_line(run: Run) -> str:
     ended = f", ended {moment(run.ended)}" if run.ended is not None else ""
     head = [clean(f"{names}  {run.status}, began {moment(run.started)}{ended}, {run.n_classes} classes")]
     tags = [clean("tags: " + ", ".join(map(brief, run.tags)))] if run.tags else []
+    if run.attempt_of:
+        head.append(f"superseded tail of attempt {run.attempt} of {run.attempt_of}")
+    elif run.attempt > 1:
+        head.append(f"attempt {run.attempt}: it went on from a checkpoint")
     return lines([*head, *tags, *(clean(f"note: {line}") for line in run.note.splitlines())])
 
 

@@ -93,7 +93,11 @@ class Editor:
             return alerts.acknowledge(self._connection, ids, now)
 
     def delete(self, run_id: str) -> int:
-        """Delete a run with all that belongs to it; return how many windows it had."""
+        """Delete a run with all that belongs to it, tails of earlier attempts too; return how many windows it had."""
+        tails = self._connection.execute("SELECT run_id FROM run WHERE attempt_of = ?", (run_id,)).fetchall()
+        return self._delete(run_id) + sum(self._delete(tail) for (tail,) in tails)
+
+    def _delete(self, run_id: str) -> int:
         # Before the windows, so that no new ones come of it meanwhile.
         self._delete_waiting(run_id)
         windows = self._windows(

@@ -1,9 +1,9 @@
 """Taking over runs of another database: many nodes' stores become one.
 
 A run is told by its id, a message by its stream and number, a window by run, split, step and kind. What is there is
-not taken twice, so that merging again, or in another order, changes nothing; of two windows in one place the later one
-by the trainer's clock stays, as when a training resumes. A run whose messages are all known and that is not there was
-deleted here: it does not come back.
+not taken twice, so that merging again, or in another order, changes nothing; of two windows in one place the one of the
+later attempt stays, of the same attempt the later one by the trainer's clock. Superseded tails come with their run. A
+run whose messages are all known and that is not there was deleted here: it does not come back.
 
 What waits in the source's inbox is no window yet; it stays there, and its messages are not said to be here.
 
@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import ncmon
 from ncmon.errors import StoreError
-from ncmon.store import older, schema
+from ncmon.store import attempts, older, schema
 from ncmon.store.connection import Reader, describe
 from ncmon.store.edit import connect_editor, taking_turns, transaction
 from ncmon.store.migrate import add_columns, connect_writer
@@ -79,8 +79,8 @@ class _Merge:
 
     def all(self, runs: Sequence[str] | None) -> Iterator[Merged]:
         self._match_columns()
-        for run in self._source.named("SELECT * FROM run ORDER BY started, run_key"):
-            if runs is None or run["run_id"] in runs:
+        for run in self._source.named("SELECT * FROM run ORDER BY attempt_of IS NOT NULL, started, run_key"):
+            if runs is None or (run["attempt_of"] or run["run_id"]) in runs or run["run_id"] in runs:
                 yield self._run(run)
 
     def _match_columns(self) -> None:
@@ -98,7 +98,12 @@ class _Merge:
 
     def _run(self, run: _Row) -> Merged:
         run_id = run["run_id"]
-        streams = self._source.named("SELECT stream_key, stream, opened FROM stream WHERE run_id = ?", (run_id,))
+        if run["attempt_of"] is not None and not self._is_here(run["attempt_of"]):
+            # The tail of a run that was deleted here, or is not asked for.
+            return Merged(run_id=run_id, name=run["name"], outcome="deleted here")
+        streams = self._source.named(
+            "SELECT stream_key, stream, opened, rank, begun, attempt FROM stream WHERE run_id = ?", (run_id,)
+        )
         origins = {
             row["stream"]: self._source.execute("SELECT seq FROM origin WHERE stream_key = ?", (row["stream_key"],))
             for row in streams
@@ -111,12 +116,18 @@ class _Merge:
             return Merged(run_id=run_id, name=run["name"], outcome=outcome, waiting=waiting)
         added, replaced = self._windows(run, self._put_run(run))
         with transaction(self._target, self._path):
+            if run["attempt"] > 1:
+                (key,) = self._target.execute("SELECT run_key FROM run WHERE run_id = ?", (run_id,)).fetchone()
+                attempts.settle(self._target, key)
             self._put_gaps(run_id)
             self._put_alerts(run_id)
             for row in streams:
                 self._put_stream(row, run_id, origins[row["stream"]])
         outcome = "new" if here is None else "more" if added or replaced else "known"
         return Merged(run_id=run_id, name=run["name"], outcome=outcome, added=added, replaced=replaced, waiting=waiting)
+
+    def _is_here(self, run_id: str) -> bool:
+        return self._target.execute("SELECT 1 FROM run WHERE run_id = ?", (run_id,)).fetchone() is not None
 
     def _all_known(self, origins: Mapping[bytes, Sequence[tuple[int]]]) -> bool:
         for stream, numbers in origins.items():
@@ -148,7 +159,8 @@ WHERE run_key = :key AND coalesce(last_seen, 0) < coalesce(:last_seen, 0)""",
                     "UPDATE run SET note = :note WHERE run_key = :key AND note = ''", {**run, "key": key}
                 )
                 self._target.execute(
-                    "UPDATE run SET started = min(started, ?) WHERE run_key = ?", (run["started"], key)
+                    "UPDATE run SET started = min(started, ?), attempt = max(attempt, ?) WHERE run_key = ?",
+                    (run["started"], run["attempt"], key),
                 )
             labels = self._source.named("SELECT * FROM class_label WHERE run_key = ?", (run["run_key"],))
             self._insert("class_label", [{**label, "run_key": key} for label in labels])
@@ -157,15 +169,15 @@ WHERE run_key = :key AND coalesce(last_seen, 0) < coalesce(:last_seen, 0)""",
     def _windows(self, run: _Row, run_key: int) -> tuple[int, int]:
         """Copy the windows that are not here, or later than what is here; return how many of either."""
         there = self._source.named(
-            "SELECT window_key, split, step, exact, time FROM window WHERE run_key = ? ORDER BY window_key",
+            "SELECT window_key, split, step, exact, attempt, time FROM window WHERE run_key = ? ORDER BY window_key",
             (run["run_key"],),
         )
-        place = "SELECT split, step, exact, window_key, time FROM window WHERE run_key = ?"
+        place = "SELECT split, step, exact, window_key, attempt, time FROM window WHERE run_key = ?"
         here = {row[:3]: row[3:] for row in self._target.execute(place, (run_key,))}
         wanted, replaced = [], 0
         for row in there:
             known = here.get((row["split"], row["step"], row["exact"]))
-            if known is None or row["time"] > known[1]:
+            if known is None or (row["attempt"], row["time"]) > known[1:]:
                 wanted.append((row["window_key"], known[0] if known is not None else None))
                 replaced += known is not None
         for start in range(0, len(wanted), STEP_WINDOWS):
@@ -235,8 +247,9 @@ acknowledged = coalesce(acknowledged, :acknowledged) WHERE {same}""",  # noqa: S
     def _put_stream(self, row: _Row, run_id: str, numbers: Sequence[tuple[int]]) -> None:
         """Record which messages are here now, and what the stream may send next."""
         self._target.execute(
-            "INSERT INTO stream (stream, next, run_id, opened) VALUES (?, 0, ?, ?) ON CONFLICT DO NOTHING",
-            (row["stream"], run_id, row["opened"]),
+            "INSERT INTO stream (stream, next, run_id, opened, rank, begun, attempt) VALUES (?, 0, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (row["stream"], run_id, *(row[name] for name in ("opened", "rank", "begun", "attempt"))),
         )
         find = "SELECT stream_key, next FROM stream WHERE stream = ?"
         key, following = self._target.execute(find, (row["stream"],)).fetchone()

@@ -85,11 +85,12 @@ class Store:
             dict.fromkeys([*(entry.name for entry in schema.reading_entries((*METRICS, *BOUNDS))), *stored, *aliases])
         )
 
-    def runs(self, limit: int | None = None) -> tuple[StoredRun, ...]:
-        """Return the runs, newest first."""
+    def runs(self, limit: int | None = None, *, attempts: bool = False) -> tuple[StoredRun, ...]:
+        """Return the runs, newest first; with `attempts` the superseded tails of earlier attempts among them."""
         rows = self._reader.execute(
-            f"SELECT {RUN_COLUMNS} FROM run ORDER BY started DESC, run_key DESC LIMIT ?",  # noqa: S608 fixed columns
-            (-1 if limit is None else limit,),
+            f"SELECT {RUN_COLUMNS} FROM run WHERE ? OR attempt_of IS NULL"  # noqa: S608 fixed columns
+            " ORDER BY started DESC, run_key DESC LIMIT ?",
+            (attempts, -1 if limit is None else limit),
         )
         return tuple(StoredRun(self._reader, row[0], run_of(row)) for row in rows)
 
@@ -98,7 +99,11 @@ class Store:
 
         Raises `NotFound` with near names, or with the runs that an ambiguous prefix could mean.
         """
-        names = self._reader.execute("SELECT run_key, run_id, name FROM run ORDER BY started DESC, run_key DESC")
+        names = self._reader.execute(
+            "SELECT run_key, run_id, name FROM run WHERE attempt_of IS NULL OR run_id = ?"
+            " ORDER BY started DESC, run_key DESC",
+            (ref,),
+        )
         if not names:
             raise NotFound(f"{self.path} holds no run yet")
         for column in (1, 2):
@@ -128,15 +133,20 @@ class Store:
         trend: str = "nc1_pinv",
         limit: int | None = None,
         where: Callable[[Run], bool] | None = None,
+        attempts: bool = False,
     ) -> tuple[RunSummary, ...]:
         """Return one line a run, newest first: its last window and the trend of one metric, in three reads.
 
-        `where` picks runs before their windows are read; `limit` counts what it left.
+        `where` picks runs before their windows are read; `limit` counts what it left. With `attempts` the superseded
+        tails of earlier attempts are among them.
         """
         stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
         selected = "".join(f', d."{name}"' if name in stored else ", NULL" for name in map(resolve, metrics))
         line = f'd."{resolve(trend)}"' if resolve(trend) in stored else "NULL"
-        everyone = f"SELECT {RUN_COLUMNS} FROM run ORDER BY started DESC, run_key DESC"  # noqa: S608 fixed columns
+        everyone = (
+            f"SELECT {RUN_COLUMNS} FROM run WHERE ? OR attempt_of IS NULL"  # noqa: S608 fixed columns
+            " ORDER BY started DESC, run_key DESC"
+        )
         # Windows are found by index, run by run: a store of years costs no more than one of a day.
         last = f"""SELECT c.run_key, (SELECT count(*) FROM window w WHERE w.run_key = c.run_key),
   (SELECT count(*) FROM layer l WHERE l.run_key = c.run_key), c.split, w.epoch, w.step, w.time, w.exact{selected}
@@ -158,7 +168,7 @@ placed AS MATERIALIZED (SELECT s.run_key, l.layer_key,
 SELECT p.run_key, p.window_key, {line} FROM placed p
   CROSS JOIN reading d ON d.layer_key = p.layer_key AND d.window_key = p.window_key"""  # noqa: S608 names are columns
         with self._reader.snapshot():
-            found = [(row[0], run_of(row)) for row in self._reader.execute(everyone)]
+            found = [(row[0], run_of(row)) for row in self._reader.execute(everyone, (attempts,))]
             runs = dict([pair for pair in found if where is None or where(pair[1])][:limit])
             options = {"keys": json.dumps(list(runs)), "layer": CLASSIFIER_INPUT, "points": TREND_POINTS}
             ends = {row[0]: row[1:] for row in self._reader.execute(last, options)}

@@ -132,6 +132,17 @@ class RunSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Superseded:
+    """What an attempt had beyond the checkpoint from which a later one went on: a run of its own, by its id."""
+
+    run_id: str
+    attempt: int
+    windows: int
+    steps: tuple[int, int]
+    """The first and the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredGap:
     """A window that never came, and when the daemon learned of it."""
 

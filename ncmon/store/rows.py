@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ncmon.model import CLASSIFIER_INPUT, Evaluation, LayerReadings, Reading, Window
-from ncmon.store import arrays, schema
+from ncmon.store import arrays, attempts, schema
 from ncmon.store.migrate import REGISTRY
 
 RECENT_WINDOWS = 10
@@ -35,7 +35,8 @@ class Rows:
         self._class_names = [entry.name for entry in schema.class_entries(REGISTRY)]
         self._insert_reading = _insert("reading", (*schema.READING_FIXED, *self._reading_names))
         self._insert_class = _insert("class_reading", (*schema.CLASS_FIXED, *self._class_names))
-        self._runs: dict[str, int] = {}
+        self._runs: dict[str, tuple[int, int]] = {}
+        """Key of a run, and which attempt of it is the latest."""
         self._layers: dict[tuple[int, str], tuple[int, tuple[object, ...]]] = {}
 
     def forget(self) -> None:
@@ -43,10 +44,17 @@ class Rows:
         self._runs.clear()
         self._layers.clear()
 
-    def put(self, evaluation: Evaluation, now: float) -> None:
-        """Store one window, in the place of one that stands there; `now` is when it was received, in Unix seconds."""
+    def put(self, evaluation: Evaluation, now: float, attempt: int = 1) -> None:
+        """Store one window of an attempt, in the place of one that stands there.
+
+        `now` is when it was received, in Unix seconds.
+        """
         window = evaluation.window
-        run_key = self._run_key(window, now)
+        run_key, latest = self._run(window, now)
+        if latest > 1 or attempt > 1:
+            run_key = attempts.place(
+                self._connection, run_key, split=window.split, step=window.step, attempt=attempt, latest=latest
+            )
         self._connection.execute(
             "DELETE FROM window WHERE run_key = ? AND split = ? AND step = ? AND exact = ?",
             (run_key, window.split, window.step, int(window.exact)),
@@ -74,6 +82,7 @@ class Rows:
                 now,
                 1,
                 as_json({fact.name: [fact.holds, fact.fact] for fact in evaluation.assumptions}),
+                attempt,
             ),
         )
         window_key = int(cursor.lastrowid or 0)
@@ -118,9 +127,9 @@ class Rows:
         ).fetchone()
         return row is not None and row[0] == epoch
 
-    def _run_key(self, window: Window, now: float) -> int:
-        key = self._runs.get(window.run_id)
-        if key is None:
+    def _run(self, window: Window, now: float) -> tuple[int, int]:
+        found = self._runs.get(window.run_id)
+        if found is None:
             # A window without a HELLO (a database that was deleted under a live daemon) is still data.
             self._connection.execute(
                 """INSERT INTO run (run_id, name, status, started, host, pid, world_size, n_classes, class_names,
@@ -128,9 +137,10 @@ class Rows:
                    VALUES (?, ?, 'live', ?, '', 0, ?, ?, '[]', '{}', '[]', '', ?) ON CONFLICT DO NOTHING""",
                 (window.run_id, window.run_id, window.time, window.world_size, window.n_classes, now),
             )
-            row = self._connection.execute("SELECT run_key FROM run WHERE run_id = ?", (window.run_id,)).fetchone()
-            key = self._runs[window.run_id] = int(row[0])
-        return key
+            query = "SELECT run_key, attempt FROM run WHERE run_id = ?"
+            row = self._connection.execute(query, (window.run_id,)).fetchone()
+            found = self._runs[window.run_id] = (int(row[0]), int(row[1]))
+        return found
 
     def _layer_key(self, run_key: int, layer: LayerReadings) -> int:
         name = layer.key.name
@@ -172,8 +182,8 @@ _INSERT_REASON = "INSERT INTO reason (layer_key, window_key, name, text) VALUES 
 
 _INSERT_WINDOW = """INSERT INTO window (run_key, split, step, exact, epoch, time, duration_s, steps, sampled_steps,
   partial, ranks, world_size, n_classes, ncc_source, ignored_labels, skipped, overhead, received, arrays,
-  assumptions)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+  assumptions, attempt)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 
 def _insert(table: str, columns: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from ncmon.metrics.spec import Bound, Metric
 from ncmon.model import CLASSIFIER_INPUT, Assumption, FloatArray, Gap, LayerKey, LayerReadings, Reading, Run
 from ncmon.store import arrays, schema
 from ncmon.store.connection import Reader
-from ncmon.store.results import ClassColumns, Columns, StoredGap, WindowColumns, WindowReadings
+from ncmon.store.results import ClassColumns, Columns, StoredGap, Superseded, WindowColumns, WindowReadings
 
 NOT_STORED = "not stored: the ncmon that wrote this database did not have it"
 
@@ -30,7 +30,7 @@ _ALIASES = {alias: metric.name for metric in METRICS for alias in metric.aliases
 
 RUN_COLUMNS = (
     "run_key, run_id, name, status, started, ended, host, pid, world_size, n_classes, class_names, config, tags,"
-    " client, last_seen, note"
+    " client, last_seen, note, attempt, attempt_of"
 )
 
 
@@ -109,6 +109,15 @@ class StoredRun:
             time=np.array([row[2] for row in rows], dtype=np.float64),
             exact=np.array([row[3] for row in rows], dtype=bool),
         )
+
+    def superseded(self) -> tuple[Superseded, ...]:
+        """Return what earlier attempts had beyond the checkpoint from which a later one went on, in their order."""
+        rows = self._reader.execute(
+            """SELECT t.run_id, t.attempt, count(w.window_key), min(w.step), max(w.step)
+FROM run t JOIN window w ON w.run_key = t.run_key WHERE t.attempt_of = ? GROUP BY t.run_key ORDER BY t.attempt""",
+            (self.run.run_id,),
+        )
+        return tuple(Superseded(run_id=row[0], attempt=row[1], windows=row[2], steps=(row[3], row[4])) for row in rows)
 
     def gaps(self) -> tuple[StoredGap, ...]:
         """Return the windows that were announced and never came, in the order of the daemon learning of them."""
@@ -400,6 +409,8 @@ def run_of(row: Sequence[Any]) -> Run:
         client=row[13],
         last_seen=row[14],
         note=row[15],
+        attempt=row[16],
+        attempt_of=row[17] or "",
     )
 
 

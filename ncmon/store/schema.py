@@ -104,6 +104,16 @@ def add_movement(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE reading ADD COLUMN movement_share REAL")
 
 
+def add_attempts(connection: sqlite3.Connection) -> None:
+    """Make room for attempts: which one a stream, a window and a run belong to, and whose superseded tail a run is."""
+    for column in ("rank INTEGER DEFAULT 0", "begun REAL", "attempt INTEGER DEFAULT 1"):
+        connection.execute(f"ALTER TABLE stream ADD COLUMN {column}")
+    connection.execute("ALTER TABLE window ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1")
+    connection.execute("ALTER TABLE run ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1")
+    connection.execute("ALTER TABLE run ADD COLUMN attempt_of TEXT")
+    connection.execute("CREATE INDEX stream_by_run ON stream (run_id)")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(name="create_tables", apply=create_tables),
     Migration(name="add_edits", apply=add_edits),
@@ -111,6 +121,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(name="add_inbox", apply=add_inbox),
     Migration(name="add_alerts", apply=add_alerts),
     Migration(name="add_movement", apply=add_movement),
+    Migration(name="add_attempts", apply=add_attempts),
 )
 """In order; the schema's number is how many have been applied."""
 
@@ -191,7 +202,8 @@ def aliases_view(registry: Iterable[Metric | Bound]) -> str:
     return rows or "SELECT '' AS alias, '' AS metric WHERE 0"
 
 
-RUNS_VIEW = "SELECT run_id, name, status, started, ended, host, world_size, n_classes, config, tags, note FROM run"
+RUNS_VIEW = """SELECT run_id, name, status, started, ended, host, world_size, n_classes, config, tags, note, attempt,
+  attempt_of FROM run"""
 
 # Foreign keys name the column they refer to: SQLite would do without, Datasette does not.
 _FIRST = (

@@ -30,7 +30,7 @@ from ncmon.model import (
     RunEnd,
     StreamSeq,
 )
-from ncmon.store import alerts, inbox
+from ncmon.store import alerts, attempts, inbox
 from ncmon.store.connection import BUSY_S, describe
 from ncmon.store.migrate import connect_writer
 from ncmon.store.rows import Rows, as_json
@@ -118,13 +118,18 @@ class Writer:
         """The number that every change increments."""
         return int(self._connection.execute("SELECT revision FROM meta").fetchone()[0])
 
-    def put_run(self, run: Run, stream: bytes, *, now: float) -> None:
-        """Store what a HELLO says of a run. A new stream of a run that had ended resumes it: it is live again.
+    def put_run(self, run: Run, stream: bytes, *, now: float, rank: int = 0) -> None:
+        """Store what a rank says of its run. A new stream of a run that had ended resumes it: it is live again.
 
-        A name or tags that the user has given since stay the user's.
+        A name or tags that the user has given since stay the user's. What a resumed run repeats: see `attempts`.
         """
         with self._transaction():
-            known = self.stream_next(stream) is not None
+            row = self._connection.execute("SELECT attempt FROM stream WHERE stream = ?", (stream,)).fetchone()
+            known = row is not None
+            if row is None:
+                attempt = attempts.number(self._connection, run.run_id, rank=rank, begun=run.started)
+            else:
+                attempt = int(row[0])
             self._connection.execute(
                 """INSERT INTO run (run_id, name, status, started, host, pid, world_size, n_classes, class_names,
                      config, tags, client, last_seen)
@@ -159,10 +164,16 @@ class Writer:
                 [(run_key, number, name) for number, name in enumerate(run.class_names)],
             )
             self._connection.execute(
-                "INSERT INTO stream (stream, next, run_id, opened) VALUES (?, 0, ?, ?)"
-                " ON CONFLICT (stream) DO UPDATE SET run_id = excluded.run_id",
-                (stream, run.run_id, now),
+                """INSERT INTO stream (stream, next, run_id, opened, rank, begun, attempt) VALUES (?, 0, ?, ?, ?, ?, ?)
+                   ON CONFLICT (stream) DO UPDATE SET run_id = excluded.run_id, rank = excluded.rank,
+                     begun = excluded.begun""",
+                (stream, run.run_id, now, rank, run.started, attempt),
             )
+            if attempt > 1:
+                self._connection.execute(
+                    "UPDATE run SET attempt = max(attempt, ?) WHERE run_key = ?", (attempt, run_key)
+                )
+                self._rows.forget()
             self._connection.execute("UPDATE meta SET revision = revision + 1")
 
     def commit(self, batch: Sequence[Stored | Waiting], *, now: float) -> list[Stored | Waiting]:
@@ -195,7 +206,7 @@ class Writer:
                 if not self._take_origins(record.origins, waited=record.entry is not None):
                     continue
                 changed = True
-                run_id = self._put(record.item, now, record.entry)
+                run_id = self._put(record, now)
                 # What waited says that its run was alive when it came, which was recorded then.
                 if run_id and record.entry is None:
                     seen.add(run_id)
@@ -342,11 +353,13 @@ class Writer:
         """Return where a stream stands, a new one at 0."""
         place = self._streams.get(stream)
         if place is None:
-            row = self._connection.execute("SELECT stream_key, next FROM stream WHERE stream = ?", (stream,)).fetchone()
+            row = self._connection.execute(
+                "SELECT stream_key, next, attempt FROM stream WHERE stream = ?", (stream,)
+            ).fetchone()
             if row is None:
                 cursor = self._connection.execute("INSERT INTO stream (stream, next) VALUES (?, 0)", (stream,))
-                row = (cursor.lastrowid, 0)
-            place = self._streams[stream] = _Place(key=row[0], next=row[1])
+                row = (cursor.lastrowid, 0, None)
+            place = self._streams[stream] = _Place(key=row[0], next=row[1], attempt=row[2] or 1)
         return place
 
     def _take_origins(self, origins: Sequence[StreamSeq], *, waited: bool) -> bool:
@@ -381,11 +394,13 @@ class Writer:
             place.move(origin.seq + 1)
         return True
 
-    def _put(self, item: Evaluation | Gap | RunEnd | Rejection, now: float, entry: inbox.Entry | None) -> str:
+    def _put(self, record: Stored, now: float) -> str:
         """Store one item; return the run that it is about."""
+        item, entry = record.item, record.entry
         match item:
             case Evaluation():
-                self._rows.put(item, now if entry is None else entry.received)
+                attempt = max((self._place(origin.stream).attempt for origin in record.origins), default=1)
+                self._rows.put(item, now if entry is None else entry.received, attempt)
                 return item.window.run_id
             case Gap():
                 self._connection.execute(
@@ -425,6 +440,7 @@ class _Place:
 
     key: int
     next: int
+    attempt: int
     moved: bool = False
 
     def move(self, following: int) -> None:

@@ -1,8 +1,10 @@
 """A training process of several ranks, started by torchrun, or the same training in one process on all samples.
 
-    python ranks.py --endpoint E [--how plain|ddp|fsdp] [--leave] [--lr L]
+    python ranks.py --endpoint E [--how plain|ddp|fsdp] [--leave] [--lr L] [--checkpoint FILE]
 
-`--leave` closes the monitor of the last rank after the first epoch. Prints one JSON line a rank.
+`--leave` closes the monitor of the last rank after the first epoch. With `--checkpoint` the last rank dies once, one
+step before the end of the last epoch, and torchrun begins anew; what goes on from there goes on from the end of the
+first epoch. Prints one JSON line a rank.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
+from pathlib import Path
 
 import torch
 import torch.distributed
@@ -35,6 +39,7 @@ def main() -> None:
     parser.add_argument("--how", choices=["plain", "ddp", "fsdp"], default="plain")
     parser.add_argument("--leave", action="store_true")
     parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--checkpoint", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rank, world = 0, 1
@@ -56,17 +61,38 @@ def main() -> None:
             fully_shard(block)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, weight_decay=1e-3)
+    steps, first = len(y) // BATCH, 0
+    resumed = args.checkpoint is not None and args.checkpoint.exists()
+    if resumed:
+        first = 1
+        model.load_state_dict(torch.load(args.checkpoint, weights_only=True))
     monitor = ncmon_client.watch(
-        model, criterion, optimizer=optimizer, run=args.how, endpoint=args.endpoint, every=1, layers=["0", "1"]
+        model,
+        criterion,
+        optimizer=optimizer,
+        run=args.how,
+        endpoint=args.endpoint,
+        every=1,
+        layers=["0", "1"],
+        first_step=first * steps,
+        window_steps=2 if args.checkpoint else 200,
     )
     share = BATCH // world
-    for epoch in range(EPOCHS):
+    for epoch in range(first, EPOCHS):
         for begin in range(0, len(y), BATCH):
+            if args.checkpoint and not resumed and epoch == EPOCHS - 1 and begin == (steps - 1) * BATCH:
+                monitor.close()
+                torch.distributed.barrier()
+                if rank == world - 1:
+                    raise SystemExit("this rank dies, once")
+                time.sleep(60)  # until torchrun ends it
             own = slice(begin + rank * share, begin + (rank + 1) * share)
             optimizer.zero_grad()
             criterion(model(x[own]), y[own]).backward()
             optimizer.step()
         monitor.epoch(epoch)
+        if args.checkpoint and rank == 0 and epoch == 0:
+            torch.save(model.state_dict(), args.checkpoint)
         if args.leave and rank == world - 1:
             monitor.close()
     monitor.close()

@@ -78,3 +78,31 @@ def test_a_rank_that_is_not_there_is_shown(site: Site) -> None:
     found = windows(site, ranks[0]["run_id"])
     assert [(step, world) for step, world, _ in found] == [(4, 2), (8, 2), (12, 2)]
     assert [json.loads(str(present)) for _, _, present in found] == [[0, 1], [0], [0]]
+
+
+def test_a_job_that_torchrun_restarts_goes_on_as_one_run(site: Site, tmp_path: Path) -> None:
+    site.daemon()
+    # More than one: gloo now and then looks for the addresses of the processes that died, and torchrun tries again.
+    launcher = (*TORCHRUN, "--max-restarts", "8")
+    options = ("--endpoint", site.endpoint, "--how", "ddp", "--checkpoint", str(tmp_path / "checkpoint.pt"))
+    child = site.start(*launcher, str(RANKS), *options, log="elastic")
+    assert child.wait(timeout=150) == 0, site.read("elastic.err")
+    assert "this rank dies, once" in site.read("elastic.err")
+    reports = [json.loads(line) for line in site.read("elastic.out").splitlines() if line.startswith("{")]
+    (run_id,) = {report["run_id"] for report in reports}
+    site.settle()
+    # Four steps an epoch, a window every two: the checkpoint is that of step 4, the last window before the end 10.
+    with ncmon.open(site.database) as store:
+        (run,) = store.runs()
+        last = run.run.attempt
+        assert run.run_id == run_id
+        assert last >= 2
+        assert sorted(set(run.window_columns().step.tolist())) == [2, 4, 6, 8, 10, 12]
+        (tail,) = run.superseded()
+        assert (tail.run_id, tail.attempt, tail.steps[0]) == (f"{run_id}@1", 1, 6)
+        assert tail.steps[1] in (10, 11)
+        attempts = store.sql(
+            f"SELECT step, window.attempt FROM window JOIN run USING (run_key) WHERE run_id = '{run_id}'"
+        ).rows
+        assert dict(attempts) == {2: 1, 4: 1, 6: last, 8: last, 10: last, 12: last}
+    assert [json.loads(str(ranks)) for _, _, ranks in windows(site, run_id)] == [[0, 1]] * 6

@@ -189,6 +189,34 @@ def test_a_resumed_run_repeats_steps_and_is_not_late() -> None:
     assert steps(ranks.collector.put(again[1], again[1].origin, now=ranks.now)) == [(100, (0, 1))]
 
 
+def test_a_rank_of_the_next_attempt_waits_for_the_others_and_not_for_those_of_the_last() -> None:
+    ranks = Ranks()
+    for rank in range(2):
+        ranks.send(rank, 100)
+        ranks.send(rank, 200)
+    ranks.send(0, 300)  # rank 1 has died
+    collector = ranks.collector
+
+    def begin(rank: int) -> None:
+        collector.open(stream(rank, 1), run_id="run", rank=rank, begun=9.0)
+
+    def send(rank: int, seq: int, step: int) -> list[Ready]:
+        share = part(rank, seq, step=step, start=1)
+        return collector.put(share, share.origin, now=ranks.now)
+
+    begin(0)
+    # From the checkpoint at step 50. That rank 1 was at step 200 once says nothing of its share of step 100.
+    assert send(0, 0, 100) == []
+    begin(1)
+    assert steps(send(1, 0, 100)) == [(100, (0, 1))]
+    # What the dead rank never added to is not completed by its successor: those are other weights.
+    assert send(1, 1, 300) == []
+    [ready] = send(0, 1, 300)
+    assert isinstance(ready.item, Window)
+    assert ready.item.ranks == (0, 1)
+    assert {origin.stream for origin in ready.origins} == {stream(0, 1), stream(1, 1)}
+
+
 def test_a_share_that_comes_again_under_a_new_stream_counts_once_and_acknowledges_both() -> None:
     ranks = Ranks()
     ranks.send(0, 100)

@@ -105,7 +105,7 @@ class FakeWriter:
     def stream_next(self, stream: bytes) -> int | None:
         return self.next.get(stream)
 
-    def put_run(self, run: Run, stream: bytes, *, now: float) -> None:
+    def put_run(self, run: Run, stream: bytes, *, now: float, rank: int = 0) -> None:
         self.next.setdefault(stream, 0)
 
     def queues(self) -> dict[str, Queue]:

@@ -33,7 +33,7 @@ class Ledger:
             raise StoreError("the disk is full")
         return self.next.get(stream)
 
-    def put_run(self, run: Run, stream: bytes, *, now: float) -> None:
+    def put_run(self, run: Run, stream: bytes, *, now: float, rank: int = 0) -> None:
         self.runs.append(run)
         self.next.setdefault(stream, 0)
 

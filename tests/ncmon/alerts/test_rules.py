@@ -246,6 +246,29 @@ def test_nc1_that_rises_after_it_fell_is_told_once() -> None:
     assert len(play(after, course([0.3] * 3))) == 1
 
 
+def test_a_training_that_goes_on_from_a_checkpoint_has_not_risen() -> None:
+    def at(steps: list[int], values: list[float]) -> list[Evaluation]:
+        return [
+            dataclasses.replace(one, window=dataclasses.replace(one.window, step=step))
+            for step, one in zip(steps, course(values), strict=True)
+        ]
+
+    falls = at([10, 20, 30, 40, 50, 60], [1.0, 0.5, 0.2, 0.1, 0.1, 0.1])
+    engine = only("nc1-rising")
+    assert play(engine, falls) == []
+    # From step 25: NC1 is what it was there.
+    assert play(engine, at([30, 40, 50, 60], [0.3, 0.25, 0.22, 0.21])) == []
+    # What is its past is remembered from there on, by a daemon that starts anew as well.
+    after = only("nc1-rising")
+    after.resume([], [("run", engine.memory("run"))], now=0.0)
+    assert play(after, at([70, 80, 90], [0.1, 0.1, 0.1])) == []
+    assert len(play(after, at([100, 110, 120], [0.4, 0.4, 0.4]))) == 1
+    # Without the steps going back it would have been one.
+    engine = only("nc1-rising")
+    play(engine, falls)
+    assert len(play(engine, at([70, 80, 90], [0.3, 0.25, 0.22]))) == 1
+
+
 def test_a_dead_class_is_named() -> None:
     made = make_features(collapse=0.95, n_classes=4, per_class=20)
     labels = made.labels.copy()
