@@ -7,9 +7,10 @@ Rules of this module
 
 A window of a single rank goes straight through (the reception does not even ask here). Shares of several ranks wait for
 each other under one key, which is (run, split, exact, step), and are merged exactly. A window is *settled*, and leaves
-without the ranks that are missing, when it has waited `rank_timeout_s`, or when it is known that nothing more can come: each missing rank has already sent
-something later, or its END, or a gap in the place of its share, or was waited for in vain before. A share that comes
-after its window has left cannot be added to readings that were stored; it is recorded as a gap with that reason.
+without the ranks that are missing, when it has waited `rank_timeout_s`, or when it is known that nothing more can come:
+each missing rank has already sent something later, or its END, or a gap in the place of its share, or was waited for in
+vain before. A share that comes after its window has left cannot be added to readings that were stored; it is recorded
+as a gap with that reason. Shares of different attempts of a run are of different weights and are never merged.
 
 Means and second moments merge by Chan, Golub and LeVeque 1983 (updating formulae for sums of squares); all other
 statistics are sums. The reduction of the scatter to the span of the class means belongs to one rank's means and does
