@@ -115,7 +115,9 @@ def is_log(name: str, values: Sequence[FloatArray], scale: str) -> bool:
     if isinstance(entry, Bound):
         entry = ENTRIES.get(entry.of)
     family = entry.family if isinstance(entry, Metric) else ""
-    if family in LINEAR_FAMILIES:
+    ideal = entry.target(3) if isinstance(entry, Metric) and entry.target is not None else 0.0
+    # What tends to a number other than 0, as a cosine does, is read by its distance from that number.
+    if family in LINEAR_FAMILIES or (ideal != 0.0 and np.isfinite(ideal)):
         return False
     some = np.concatenate([np.ravel(one) for one in values]) if values else np.empty(0)
     some = some[np.isfinite(some)]

@@ -195,3 +195,12 @@ def test_of_several_bounds_the_tightest_is_drawn(store: Store) -> None:
             assert value == side(finite) if finite else np.isnan(value)
         assert np.isfinite(found.y).any()
     assert len(series.tightest(run, "nc1_pinv", layer="classifier-input", split="test", by_step=True)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "log"),
+    [("nc1_pinv", True), ("ce_gap", True), ("nc3_cos_min", False), ("cert_nc3_min", False), ("accuracy", False)],
+)
+def test_only_what_tends_to_zero_is_drawn_on_a_logarithmic_axis(name: str, log: bool) -> None:
+    assert series.is_log(name, [np.array([1e-4, 0.9])], "auto") is log
+    assert series.is_log(name, [np.array([1e-4, 0.9])], "log")
