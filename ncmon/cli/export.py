@@ -9,10 +9,10 @@ import click
 
 from ncmon import config
 from ncmon.cli.arguments import RUN_HELP, database_option, examples, open_store
-from ncmon.cli.completing import complete_layer, complete_metric, complete_run, complete_split
+from ncmon.cli.completing import complete_run
 from ncmon.cli.output import clean, lines, write
 from ncmon.cli.runs import check_metrics
-from ncmon.cli.selecting import pick_runs, selection_options
+from ncmon.cli.selecting import part_options, pick_runs
 from ncmon.errors import NotFound, UsageError, near
 
 if TYPE_CHECKING:
@@ -44,13 +44,7 @@ TABLES = ("history", "class_history", "runs")
 @click.option("--parquet", type=click.Path(path_type=Path), metavar="DIR", help="All tables, partitioned by run.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Event files.")
 @click.option("--table", type=click.Choice(TABLES), help="Of .csv, .jsonl and .parquet; by default history.")
-@click.option(
-    "--metric", "metrics", multiple=True, shell_complete=complete_metric, metavar="M", help="These metrics only."
-)
-@click.option("--layer", "layers", multiple=True, shell_complete=complete_layer, metavar="L", help="These layers only.")
-@click.option("--split", "splits", multiple=True, shell_complete=complete_split, metavar="S", help="These splits only.")
-@click.option("--all", "everything", is_flag=True, help="All runs.")
-@selection_options
+@part_options
 @database_option
 def command(
     refs: tuple[str, ...],

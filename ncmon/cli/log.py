@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ncmon.cli.arguments import RUN_HELP, database_option, examples, open_store
-from ncmon.cli.completing import complete_layer, complete_metric, complete_run, complete_split
+from ncmon.cli.completing import complete_run
 from ncmon.cli.export import choice_of
 from ncmon.cli.output import clean, lines, write
-from ncmon.cli.selecting import pick_runs, selection_options
+from ncmon.cli.selecting import part_options, pick_runs
 from ncmon.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,13 +42,7 @@ FOLLOW_S = 1.0
 @click.option("--wandb", metavar="PROJECT", help="A project of Weights & Biases; WANDB_MODE=offline works too.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Event files.")
 @click.option("--follow", is_flag=True, help="Go on with new windows as they come; end with Ctrl-C.")
-@click.option(
-    "--metric", "metrics", multiple=True, shell_complete=complete_metric, metavar="M", help="These metrics only."
-)
-@click.option("--layer", "layers", multiple=True, shell_complete=complete_layer, metavar="L", help="These layers only.")
-@click.option("--split", "splits", multiple=True, shell_complete=complete_split, metavar="S", help="These splits only.")
-@click.option("--all", "everything", is_flag=True, help="All runs.")
-@selection_options
+@part_options
 @database_option
 def command(
     refs: tuple[str, ...],

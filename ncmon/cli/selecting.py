@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ncmon.cli.completing import complete_layer, complete_metric, complete_split
 from ncmon.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +50,21 @@ def selection_options(function: Decorated) -> Decorated:
         )
     ):
         function = option(function)
+    return function
+
+
+def part_options(function: Decorated) -> Decorated:
+    """Add the options that pick runs, or all, and parts of them: `everything`, `metrics`, `layers` and `splits` too."""
+    function = selection_options(function)
+    function = click.option("--all", "everything", is_flag=True, help="All runs.")(function)
+    for name, letter, complete in (
+        ("split", "S", complete_split),
+        ("layer", "L", complete_layer),
+        ("metric", "M", complete_metric),
+    ):
+        function = click.option(
+            f"--{name}", f"{name}s", multiple=True, shell_complete=complete, metavar=letter, help=f"These {name}s only."
+        )(function)
     return function
 
 
