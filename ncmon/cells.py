@@ -64,6 +64,23 @@ def fit(text: str, room: int) -> str:
     return (part + "…" + " " * (room - 1 - width(part))) if room > 0 else ""
 
 
+def middle(text: str, room: int) -> str:
+    """Return a text that fits, what is too much cut out of its middle: runs of a sweep differ at the ends of names."""
+    text = printable(text)
+    if width(text) <= room:
+        return text
+    if room < 2:
+        return "…"[: max(room, 0)]
+    head = cut(text, (room - 1) // 2)
+    left, place = room - 1 - width(head), len(text)
+    # From the end: a name may have ten thousand letters.
+    while place > len(head) and (left := left - _cells(text[place - 1])) >= 0:
+        place -= 1
+    while place < len(text) and not _cells(text[place]):
+        place += 1  # a mark without its letter
+    return f"{head}…{text[place:]}"
+
+
 def lanes(text: str) -> list[str]:
     """Return what stands in each cell; the second one of a wide letter is empty."""
     found: list[str] = []

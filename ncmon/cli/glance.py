@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ncmon.cells import fit, printable
+from ncmon.cells import fit, middle, printable
 from ncmon.cli.output import Column, Listing, emit, plain, write
 from ncmon.errors import StoreError
 from ncmon.feed import REMOTE_TIMEOUT_S, Selection, Snapshot
@@ -70,7 +70,7 @@ def text(snapshot: Snapshot, *, limit: int = MOST_RUNS) -> str:
         source_of = snapshot.source_of(summary.run.run_id)
         origin = f" {source_of.label:<{max(several, 6)}}" if source_of is not None else ""
         lines.append(
-            f"{fit(summary.run.name, 24)}{origin} {snapshot.state(summary).value:<7}"
+            f"{fit(middle(summary.run.name, 24), 24)}{origin} {snapshot.state(summary).value:<7}"
             f" {'-' if summary.epoch is None else summary.epoch:>6} {_short(value('ce_loss')):>9}"
             f" {_short(value('nc1_pinv')):>9} {_short(value('intra_cos_min')):>7} {_short(value('inter_cos_max')):>7}"
             f" {_short(value('ncc_acc')):>7}"
@@ -86,7 +86,7 @@ def text(snapshot: Snapshot, *, limit: int = MOST_RUNS) -> str:
             if found is None:
                 continue
             kind = "exact" if window.exact else "streaming"
-            name, layer = fit(detail.run.name, 48).rstrip(), printable(detail.layer.name)
+            name, layer = middle(detail.run.name, 48), printable(detail.layer.name)
             lines += ["", f"{name}  {layer}  {printable(split)} ({kind})  step {window.step}"]
             for metric, reading in found.readings.items():
                 shown = _short(reading.value) if reading.value is not None else reading.reason

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ncmon.cells import cut, fit, printable
+from ncmon.cells import fit, middle, printable
 from ncmon.cells import width as cell_width
 from ncmon.cli.diagnostics import Unread
 
@@ -130,7 +130,7 @@ def table(listing: Listing, *, head: bool = True) -> str:
 
 def brief(name: str) -> str:
     """Return a name as it stands in a sentence: one of ten thousand letters would hide the rest of it."""
-    return fit(name, LONGEST_NAME).rstrip() if cell_width(name) > LONGEST_NAME else name
+    return middle(name, LONGEST_NAME)
 
 
 def padding(text: str, width: int) -> str:
@@ -203,17 +203,6 @@ def _cell(column: Column, value: Any) -> str:
     text = clean(text)
     too_wide = column.clip and not column.grow and cell_width(text) > column.clip
     return fit(text, column.clip).rstrip() if too_wide else text
-
-
-def middle(text: str, most: int) -> str:
-    """Return a text that fits, what is too much cut out of its middle: runs of a sweep differ at the ends of names."""
-    if cell_width(text) <= most:
-        return text
-    head = cut(text, (most - 1) // 2)
-    tail = text[len(head) :]
-    while cell_width(tail) > most - 1 - cell_width(head):
-        tail = tail[1:]
-    return f"{head}…{tail}"
 
 
 def lines(parts: Iterable[str]) -> str:

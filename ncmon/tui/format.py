@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 
-from ncmon.cells import cut, fit, printable, width
+from ncmon.cells import cut, fit, middle, printable, width
 
 __all__ = (
     "age",
@@ -16,6 +16,7 @@ __all__ = (
     "day_clock",
     "delivery",
     "fit",
+    "middle",
     "number",
     "percent",
     "printable",

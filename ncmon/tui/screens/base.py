@@ -16,7 +16,7 @@ from ncmon.detail import Detail, main_split
 from ncmon.feed import RunState, Snapshot, SourceState
 from ncmon.model import Alert
 from ncmon.tui import palette
-from ncmon.tui.format import age, clock, cut, day_clock, fit, printable, width
+from ncmon.tui.format import age, clock, cut, day_clock, fit, middle, printable, width
 from ncmon.tui.widgets.footer import Foot, Hint
 from ncmon.tui.widgets.lines import Row, Span
 from ncmon.tui.widgets.status import Text
@@ -191,7 +191,7 @@ class OneRunScreen(DataScreen):
         if detail is None:
             return [(f" {printable(snapshot.error)}" if snapshot.error else " no run", palette.BOLD)]
         summary = next((s for s in snapshot.runs if s.run.run_id == detail.run.run_id), None)
-        spans: list[Span] = [(f" {fit(detail.run.name, LONGEST_NAME).rstrip()}", palette.BOLD)]
+        spans: list[Span] = [(f" {middle(detail.run.name, LONGEST_NAME)}", palette.BOLD)]
         if summary is not None and (state := snapshot.state(summary)) is not RunState.LIVE:
             text = state.value
             if state is RunState.STALE and detail.run.last_seen is not None:

@@ -16,7 +16,7 @@ from ncmon.metrics import METRICS
 from ncmon.store.results import Columns, RunSummary
 from ncmon.store.screens import Compared
 from ncmon.tui import palette
-from ncmon.tui.format import fit, number, percent, printable
+from ncmon.tui.format import fit, middle, number, percent, printable
 from ncmon.tui.look import AXES, COMPARE_METRICS, Look
 from ncmon.tui.plots import framed, x_of
 from ncmon.tui.screens.base import DataScreen, Sheet
@@ -221,7 +221,7 @@ def overlay(runs: Sequence[Compared], metric: str, look: Look) -> Picture:
         if len(one.columns):
             style, pattern = manner(place)
             x = x_of(one.columns, one.run, look)
-            name = printable(one.run.name)[:NAME]
+            name = middle(one.run.name, NAME)
             lines.append(Line(name=name, x=x, y=one.columns.value, style=style, pattern=pattern))  # type: ignore[arg-type]
     values = [line.y[np.isfinite(line.y)] for line in lines]
     positive = all((value > 0).all() for value in values)

@@ -16,7 +16,7 @@ from ncmon import cells
 from ncmon.feed import RunState
 from ncmon.store.results import RunSummary
 from ncmon.tui import palette
-from ncmon.tui.format import age, fit, number, percent
+from ncmon.tui.format import age, fit, middle, number, percent
 from ncmon.tui.raster import sparkline
 from ncmon.tui.widgets.lines import Lines, Row, Span
 
@@ -246,7 +246,7 @@ class RunTable(Lines, can_focus=True):
             (mark, palette.BOLD),
             self._flag(summary.run.run_id),
             (f"{palette.RUN_GLYPHS[state]} ", palette.RUN_STYLES[state]),
-            (fit(summary.run.name, name_width), name_style),
+            (fit(middle(summary.run.name, name_width), name_width), name_style),
             (fit(f" {summary.run.run_id.rpartition('@')[2]}", lane) if lane else "", palette.DIM),
             (f" {_word(state)}", palette.RUN_STYLES[state]),
         ]
