@@ -170,8 +170,8 @@ def less_depth_needed(found: Sequence[Outcome]) -> Claim:
         verdict = "open"
     elif not any(deeper.values()) and any(series[-1] < series[0] for series in depths.values()):
         verdict = "reproduced"
-    elif all(series[-1] < series[0] for series in depths.values()):
-        verdict = "differs"
+    elif any(deeper[level] == 0 and series[-1] < series[0] for level, series in depths.items()):
+        verdict = "differs"  # at some share of errors that is allowed, and not at others
     else:
         verdict = "not reproduced"
     listed = "; ".join(
