@@ -1,9 +1,9 @@
 """S-inter in numbers: the convex program of a pair, and the certificate from its multipliers.
 
-Statement and notation are those of `ncmon.bounds.sharp`. With x^2 = (1 - inter)/2 the least total loss of a pair at
-that cosine, all other classes perfect, is
+Statement and notation are those of `ncmon.bounds.sharp`. With x^2 = (1 - inter)/2 the least total loss of j disjoint
+pairs at that cosine, all other classes perfect, is
 
-    V(x) = min over M, zeta > 0 of  2 G(M, zeta) + (C-2) g((C alpha beta - 2 Pbar) / (C-2)),
+    V(x) = min over M, zeta > 0 of  2j G(M, zeta) + (C-2j) g((C alpha beta - 2j Pbar) / (C-2j)),
     G = log(1 + e^-M + (C-2) e^(-M/2 - C zeta/(C-2))),  Pbar = sqrt(M^2/4x^2 + zeta^2/(1-x^2)):
 
 M is the logit gap to the partner, zeta that of the mean of both to the others. V(x) = C L gives x and the multipliers;
@@ -26,16 +26,20 @@ NEAR = 1e-3
 """A certificate this close to the program's own value is good enough."""
 
 
-def greatest_inter(n_classes: int, product: float, loss: float) -> float | None:
-    """Return a certified upper bound of every inter-class cosine, None where nothing below 1 is certified. C >= 3."""
-    n = n_classes
+def greatest_inter(n_classes: int, product: float, loss: float, pairs: int = 1) -> float | None:
+    """Return a certified upper bound of the least inter-class cosine of any `pairs` disjoint pairs of classes.
+
+    With one pair that is every inter-class cosine; with j at most 2 (j - 1) classes have one of every pair above it.
+    None where nothing below 1 is certified. C > 2 j.
+    """
+    n, bad = n_classes, 2 * pairs
     try:
-        root = _root(n, product, loss)
+        root = _root(n, product, loss, bad)
         if root is None:
             return None
         best = 1.0
         for share in BACK_OFF:
-            found = _certificate(n, product, loss, _solve(n, product, min(root * (1 - share), _top(n))))
+            found = _certificate(n, product, loss, bad, _solve(n, product, min(root * (1 - share), _top(n)), bad))
             best = min(best, found)
             if best < 1 - 2 * root * root + NEAR:
                 break
@@ -65,26 +69,26 @@ def _top(n: int) -> float:
     return math.sqrt(n / (n - 1.0) / 2) * (1 - 1e-12)
 
 
-def _root(n: int, product: float, loss: float) -> float | None:
+def _root(n: int, product: float, loss: float, bad: int) -> float | None:
     """Return x with V(x) = C L by Newton's method inside a bracket; V falls as x grows to its value at a simplex frame.
 
-    By the envelope theorem dV/dx = 2 theta dPbar/dx.
+    By the envelope theorem dV/dx = 2j theta dPbar/dx; `bad` is 2j.
     """
     low, high = 1e-3, _top(n)
     target = n * loss
-    if _solve(n, product, high).value > target:
+    if _solve(n, product, high, bad).value > target:
         return high
-    if _solve(n, product, low).value <= target:
+    if _solve(n, product, low, bad).value <= target:
         return None
     x = 0.8 * high
     for _ in range(ROOT_STEPS):
-        found = _solve(n, product, x)
+        found = _solve(n, product, x, bad)
         # Of its logarithm: over the range of x the loss falls by as many powers of e as alpha beta allows.
         gap = math.log(found.value / target)
         low, high = (x, high) if gap > 0 else (low, x)
         length = math.hypot(found.partner / (2 * x), found.others / math.sqrt(1 - x * x))
         rise = found.others**2 * x / (1 - x * x) ** 2 - found.partner**2 / (4 * x**3)
-        slope = 2 * found.theta * rise / length / found.value
+        slope = bad * found.theta * rise / length / found.value
         step = x - gap / slope if slope < 0 else high
         new = step if low < step < high else 0.5 * (low + high)
         if abs(new - x) < 1e-10:
@@ -93,7 +97,7 @@ def _root(n: int, product: float, loss: float) -> float | None:
     return x
 
 
-def _solve(n: int, product: float, x: float) -> _Solution:
+def _solve(n: int, product: float, x: float, bad: int) -> _Solution:
     """Minimise the program by Newton's method with back-tracking."""
     kappa, spread = n / (n - 1.0), n / (n - 2.0)
     log_rest, log_wrong = math.log(n - 2.0), math.log(n - 1.0)
@@ -101,11 +105,11 @@ def _solve(n: int, product: float, x: float) -> _Solution:
 
     def terms(m: float, z: float) -> tuple[float, float, float, float, float, float]:
         length = math.sqrt(a1 * m * m + a2 * z * z)
-        rest = (n * product - 2 * length) / (n - 2)
+        rest = (n * product - bad * length) / (n - bad)
         e1, e2 = -m, log_rest - 0.5 * m - spread * z
         top = max(e1, e2)
         wrong = top + math.log(math.exp(e1 - top) + math.exp(e2 - top))
-        value = 2 * _softplus(wrong) + (n - 2) * _softplus(log_wrong - kappa * rest)
+        value = bad * _softplus(wrong) + (n - bad) * _softplus(log_wrong - kappa * rest)
         return value, length, rest, e1, e2, wrong
 
     m, z = 2 * product * x * x, product / a2
@@ -117,11 +121,11 @@ def _solve(n: int, product: float, x: float) -> _Solution:
         theta = kappa * tau
         length = max(length, 1e-300)
         pm, pz = a1 * m / length, a2 * z / length
-        curve = 4 * kappa * kappa * tau * (1 - tau) / (n - 2)
-        f1, f2 = 2 * (gm + theta * pm), 2 * (gz + theta * pz)
-        h11 = 2 * (q1 + 0.25 * q2 - gm * gm) + 2 * theta * (a1 / length - pm * pm / length) + curve * pm * pm
-        h12 = 2 * (0.5 * spread * q2 - gm * gz) - 2 * theta * pm * pz / length + curve * pm * pz
-        h22 = 2 * (spread * spread * q2 - gz * gz) + 2 * theta * (a2 / length - pz * pz / length) + curve * pz * pz
+        curve = bad * bad * kappa * kappa * tau * (1 - tau) / (n - bad)
+        f1, f2 = bad * (gm + theta * pm), bad * (gz + theta * pz)
+        h11 = bad * (q1 + 0.25 * q2 - gm * gm) + bad * theta * (a1 / length - pm * pm / length) + curve * pm * pm
+        h12 = bad * (0.5 * spread * q2 - gm * gz) - bad * theta * pm * pz / length + curve * pm * pz
+        h22 = bad * (spread * spread * q2 - gz * gz) + bad * theta * (a2 / length - pz * pz / length) + curve * pz * pz
         determinant = h11 * h22 - h12 * h12
         if not determinant > 0:
             h11, h22 = h11 * (1 + 1e-6), h22 * (1 + 1e-6)
@@ -150,7 +154,7 @@ def _solve(n: int, product: float, x: float) -> _Solution:
     return _Solution(value=value, partner=m, others=z, theta=kappa * tau)
 
 
-def _certificate(n: int, product: float, loss: float, found: _Solution) -> float:
+def _certificate(n: int, product: float, loss: float, bad: int, found: _Solution) -> float:
     """Return the bound that the multipliers certify, 1 where they certify nothing."""
     kappa, theta = n / (n - 1.0), found.theta
     tau = theta / kappa
@@ -158,7 +162,7 @@ def _certificate(n: int, product: float, loss: float, found: _Solution) -> float
         return 1.0
     own = (math.log(n - 1.0) + math.log1p(-tau) - math.log(tau)) / kappa
     good = -math.log1p(-tau) + theta * own
-    need = 0.5 * (n * loss + theta * n * product - (n - 2) * good)
+    need = (n * loss + theta * n * product - (n - bad) * good) / bad
     e1, e2 = -found.partner, math.log(n - 2.0) - 0.5 * found.partner - n / (n - 2.0) * found.others
     top = max(e1, e2, 0.0)
     total = top + math.log(math.exp(e1 - top) + math.exp(e2 - top) + math.exp(-top))

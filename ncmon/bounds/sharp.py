@@ -36,6 +36,10 @@ infimum of k(r) + s r over |r| <= sqrt(U^2 + V^2). r is linear in u, so averagin
     need = [C L + theta C alpha beta - (C-2) Phi_g] / 2,  r_min = (kap0 - need)/s,
     inter <= (U^2 + V^2 - 2 r_min^2) / (U^2 - V^2)        where U > V, r_min > 0.
 
+For k exceptions let j = floor(k/2) + 1, and 2j and C-2j stand for 2 and C-2 in `need`: then no j disjoint pairs have a
+greater cosine all of them. The ends of a largest set of disjoint pairs that do, at most 2 (j-1) <= k classes, are in
+every pair that does.
+
 The optimum of q1, q2, theta is that of a convex program of two variables (`_pair_program`).
 
 Source: ncmon theory notes, sections 2 and 2b, which sharpen the thesis' Theorem 2.3.1.
@@ -72,7 +76,7 @@ class Sharp:
     nc3: float | None
     """Least cos(w_c - wbar, mu_c)."""
     inter: float | None
-    """Greatest inter-class cosine of any pair; computed for k = 0."""
+    """Greatest inter-class cosine of any pair."""
 
 
 def least_loss(n_classes: int, product: float) -> float:
@@ -99,7 +103,8 @@ def sharp(inputs: WindowInputs, *, exceptions: int = 0) -> Sharp:
     cosine = nc3 = None
     if state is not None:
         cosine, nc3 = state.certified_cosine(), state.certified_alignment()
-    inter = pair_program.greatest_inter(n, product, loss) if n >= 3 and exceptions == 0 else None
+    pairs = exceptions // 2 + 1
+    inter = pair_program.greatest_inter(n, product, loss, pairs) if n > 2 * pairs else None
     return Sharp(cosine=cosine, nc3=nc3, inter=inter)
 
 

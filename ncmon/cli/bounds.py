@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ncmon.metrics.spec import Bound
     from ncmon.model import LayerReadings, Run
     from ncmon.store.results import WindowReadings
+    from ncmon.store.runs import StoredRun
 
 ROUNDING = 1e-5
 """Slack below minus this contradicts the theorem; less is the rounding of statistics in single precision."""
@@ -109,7 +110,9 @@ def command(
     with open_store(database) as store:
         stored = store.run(run)
         windows = read_windows(stored, layer=layer, split=split, epoch=epoch)
-    found = [(window, [*_compare(window, layer, per_class), *_all_but(window, delta)]) for window in windows]
+        found = [
+            (window, [*_compare(window, layer, per_class), *_all_but(stored, window, delta)]) for window in windows
+        ]
     if layer is not None and windows and not any(comparisons for _, comparisons in found):
         raise NotFound(f"no bound is about layer {layer!r}: they are about the classifier's input")
     if form != "table":
@@ -173,8 +176,8 @@ def _class_comparisons(window: WindowReadings, found: LayerReadings, bound: Boun
         )
 
 
-def _all_but(window: WindowReadings, delta: float | None) -> Iterator[Comparison]:
-    """Compare S and T for all but floor(delta C) classes with the class that is the worst of the others."""
+def _all_but(run: StoredRun, window: WindowReadings, delta: float | None) -> Iterator[Comparison]:
+    """Compare S and T for all but floor(delta C) classes with the worst class, or pair, of the others."""
     from ncmon.bounds import BOUNDS, inputs, sharp, theorem
     from ncmon.metrics.view import Unavailable
     from ncmon.model import CLASSIFIER_INPUT
@@ -196,22 +199,40 @@ def _all_but(window: WindowReadings, delta: float | None) -> Iterator[Comparison
         start = inputs.from_classes(layer.class_arrays["rms_norm"], layer.class_arrays["class_loss"], beta.value)
         found = sharp.sharp(start, exceptions=exceptions)
         values = {"sharp_intra": None if found.cosine is None else found.cosine**2, "sharp_nc3": found.nc3}
-        for tight, name in ((False, "thm_intra"), (True, "thm_tight_intra")):
-            values[name] = theorem.theorem(start, exceptions=exceptions, tight=tight).intra
+        values["sharp_inter"] = found.inter
+        for tight, name in ((False, "thm"), (True, "thm_tight")):
+            proven = theorem.theorem(start, exceptions=exceptions, tight=tight)
+            values[f"{name}_intra"], values[f"{name}_nc3"] = proven.intra, proven.nc3
     except Unavailable as missing:
         reason = str(missing)
-    for name in ("sharp_intra", "sharp_nc3", "thm_intra", "thm_tight_intra"):
-        quantity = "nc3_cos_class" if name == "sharp_nc3" else "intra_cos"
-        measured = sorted(value for value in layer.class_arrays[quantity].tolist() if not math.isnan(value))
+    for name in ("sharp_intra", "sharp_nc3", "sharp_inter", "thm_intra", "thm_nc3", "thm_tight_intra"):
         yield Comparison(
             window=window,
             layer=layer.key.name,
             bound=bounds[name],
-            measured=measured[exceptions] if exceptions < len(measured) else None,
+            measured=_worst_but(run, window, bounds[name], exceptions),
             value=values.get(name),
             reason="" if values.get(name) is not None else reason or "vacuous: the loss is too high",
             exceptions=exceptions,
         )
+
+
+def _worst_but(run: StoredRun, window: WindowReadings, bound: Bound, exceptions: int) -> float | None:
+    """Return what a bound for all but `exceptions` classes is to be compared with, None where that is not stored."""
+    from ncmon.bounds import cover
+    from ncmon.model import CLASSIFIER_INPUT
+
+    if bound.of == "inter_cos_max":
+        # As many as the proof leaves out: the ends of disjoint pairs.
+        try:
+            matrix = run.matrix("inter_cos", split=window.split, step=window.step)
+        except NotFound:
+            return None
+        return cover.greatest_but(matrix, exceptions // 2 * 2)
+    arrays = window.layers[CLASSIFIER_INPUT].class_arrays
+    values = sorted(arrays["nc3_cos_class" if bound.of == "nc3_cos_min" else "intra_cos"].tolist())
+    kept = [value for value in values if not math.isnan(value)]
+    return kept[exceptions] if exceptions < len(kept) else None
 
 
 def _panel(window: WindowReadings) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ncmon.bounds import BOUNDS, known_mean, moment, pairs, sharp, theorem
+from ncmon.bounds import BOUNDS, cover, known_mean, moment, pairs, sharp, theorem
 from ncmon.bounds.inputs import WindowInputs
 from ncmon.evaluate import evaluate
 from ncmon.metrics.view import Unavailable
@@ -146,6 +149,70 @@ def test_more_exceptions_certify_more() -> None:
     assert None not in cosines
     assert cosines == sorted(cosines)  # type: ignore[type-var]
     assert cosines[-1] > cosines[0]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("exceptions", [0, 1, 2, 4])
+def test_pairs_but_k_stop_at_states_of_so_many_bad_pairs(exceptions: int) -> None:
+    """j disjoint pairs are brought together as far as a loss allows: they stay below the bound, and near it."""
+    n_classes, product = 10, 6.0
+    pairs = exceptions // 2 + 1
+    frame = simplex(n_classes, n_classes)
+    labels = np.arange(n_classes)
+
+    def state(turn: float) -> tuple[FloatArray, FloatArray]:
+        rows = frame.copy()
+        for pair in range(pairs):
+            a, b = 2 * pair, 2 * pair + 1
+            middle, apart = (frame[a] + frame[b]) / 2, (frame[a] - frame[b]) / 2
+            middle, apart = middle / np.linalg.norm(middle), apart / np.linalg.norm(apart)
+            rows[a], rows[b] = (np.cos(turn) * middle + sign * np.sin(turn) * apart for sign in (1, -1))
+        return product * rows, rows
+
+    def inputs(turn: float) -> WindowInputs:
+        features, rows = state(turn)
+        centred = rows - rows.mean(axis=0)
+        logits = features @ rows.T
+        losses = np.logaddexp.reduce(logits, axis=1) - logits[labels, labels]
+        scales = math.sqrt((features**2).sum(axis=1).mean()) * math.sqrt((centred**2).sum(axis=1).mean())
+        return WindowInputs(n_classes=n_classes, product=scales, loss=float(losses.mean()))
+
+    nearest = 2.0
+    for turn in np.linspace(0.35, 0.8, 10):
+        features, _ = state(turn)
+        units = features / np.linalg.norm(features, axis=1, keepdims=True)
+        found = sharp.sharp(inputs(turn), exceptions=exceptions).inter
+        worst = cover.greatest_but(units @ units.T, exceptions // 2 * 2)
+        assert worst is not None
+        if found is not None:
+            # What is proven is that no j disjoint pairs are all above it; that leaves out as many classes or more.
+            assert found >= math.cos(2 * turn) >= worst - 1e-9
+            nearest = min(nearest, found - math.cos(2 * turn))
+    assert nearest < 0.05
+    # More pairs are harder to bring together.
+    at = inputs(0.6)
+    bounds = [sharp.sharp(at, exceptions=k).inter for k in range(9)]
+    assert bounds[8] is None  # five pairs of ten classes: nothing is left to be perfect
+    known = [bound for bound in bounds if bound is not None]
+    assert len(known) == 8
+    assert known == sorted(known, reverse=True)
+
+
+@given(seed=st.integers(0, 10_000), n_classes=st.integers(2, 7), k=st.integers(0, 4), missing=st.booleans())
+def test_the_best_classes_to_leave_out_are_found(seed: int, n_classes: int, k: int, missing: bool) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = rng.integers(-3, 4, (n_classes, n_classes)).astype(float)
+    matrix = matrix + matrix.T
+    if missing:
+        matrix[0] = matrix[:, 0] = np.nan
+    least: float | None = math.inf
+    for out in itertools.combinations(range(n_classes), min(k, n_classes)):
+        rest = [c for c in range(n_classes) if c not in out]
+        values = [matrix[a, b] for a, b in itertools.combinations(rest, 2) if not math.isnan(matrix[a, b])]
+        if not values:
+            least = None
+            break
+        least = min(least, max(values))  # type: ignore[type-var]
+    assert cover.greatest_but(matrix, k) == least
 
 
 def attack(seed: int, n_classes: int, product: float, factor: float) -> FloatArray:

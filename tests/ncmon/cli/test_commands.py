@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ncmon
@@ -141,13 +142,19 @@ def test_a_hostile_name_moves_no_cursor(run: Run) -> None:
 def test_bounds_for_all_but_a_share_of_the_classes(run: Run, made: Path) -> None:
     rows = json.loads(run("bounds", "digits-bn", "--delta", "0.5", "--format", "json").stdout)
     some = [row for row in rows if row["exceptions"]]
-    assert {row["bound"] for row in some} == {"sharp_intra", "sharp_nc3", "thm_intra", "thm_tight_intra"}
+    names = {"sharp_intra", "sharp_nc3", "sharp_inter", "thm_intra", "thm_nc3", "thm_tight_intra"}
+    assert {row["bound"] for row in some} == names
     assert {row["exceptions"] for row in some} == {2}
     for row in some:
         with ncmon.open(made) as store:
             intra = sorted(store.run("digits-bn").classes("intra_cos", split=row["split"], step=row["step"]).values[-1])
         if row["quantity"] == "intra_cos_min":
             assert row["measured"] == intra[2]
+        if row["quantity"] == "inter_cos_max":
+            # Of four classes two are left: the pair that is farthest apart.
+            with ncmon.open(made) as store:
+                matrix = store.run("digits-bn").matrix("inter_cos", split=row["split"], step=row["step"])
+            assert row["measured"] == np.nanmin(matrix[~np.eye(len(matrix), dtype=bool)])
         assert row["value"] is None or row["value"] <= row["measured"]
         assert (row["value"] is None) == (row["reason"] is not None)
     text = run("bounds", "digits-bn").stdout
