@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -274,6 +275,36 @@ def _values(detail: Detail, step: int | None, width: int) -> Row:
     return tuple(spans)
 
 
+QUALITY = (
+    ("samples", "samples", True),
+    ("classes present", "classes_present", True),
+    ("rank of the means", "rank_used", True),
+    ("cosines resolved to", "resolution_floor", True),
+    ("means moved by", "mean_shift", True),
+    ("share of variance", "movement_share", True),
+    ("features of length 0", "zero_norm", False),
+    ("not finite", "nonfinite", False),
+)
+"""How far a window can be trusted: label, figure, and whether 0 is worth a line."""
+MEASURED = ("resolution_floor", "mean_shift", "movement_share")
+"""Of these what is no count."""
+
+
+def _trust(detail: Detail, splits: Sequence[str], layer: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield what says how far the numbers of the last windows can be trusted, one line a figure."""
+    windows = [detail.latest[split] for split in splits]
+    yield "", ["exact" if window.exact else "streaming" for window in windows]
+    yield "steps looked at", [f"{window.sampled_steps}/{window.steps}" if window.steps else "-" for window in windows]
+    for label, name, zero in QUALITY:
+        figures = [window.layers[layer].quality.get(name) if layer in window.layers else None for window in windows]
+        if any(figure or (zero and figure is not None) for figure in figures):
+            whole = name not in MEASURED
+            yield (
+                label,
+                ["-" if figure is None else f"{figure:,.0f}" if whole else number(figure) for figure in figures],
+            )
+
+
 def _side(detail: Detail, width: int) -> list[Row]:
     """Return the panel of wide terminals: every reading of the last windows, and the configuration."""
     rows: list[Row] = []
@@ -282,6 +313,10 @@ def _side(detail: Detail, width: int) -> list[Row]:
     name_width = max(width - 11 * len(splits) - 1, 8)
     heading = "".join(f" {fit(printable(split), 9).rstrip():>10}" for split in splits)
     rows.append(((fit(" last window", name_width + 1) + heading, palette.BOLD),))
+    for name, values in _trust(detail, splits, layer):
+        rows.append(
+            ((fit(f" {name}", name_width + 1), palette.DIM), ("".join(f" {v:>10}" for v in values), palette.DIM))
+        )
     names: list[str] = []
     for split in splits:
         found = detail.latest[split].layers.get(layer)
