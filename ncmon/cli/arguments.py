@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ncmon import config
-from ncmon.cli.output import FORMATS
+from ncmon.cli.output import FORMATS, brief
 from ncmon.errors import NotFound, near
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def check_split(run: StoredRun, split: str) -> str:
     """Return a split that the run has; `NotFound` tells which there are."""
     found = run.splits
     if found and split not in found:
-        raise NotFound(f"run {run.name} has no split {split!r}{near(split, found)}")
+        raise NotFound(f"run {brief(run.name)} has no split {split!r}{near(split, found)}")
     return split
 
 
@@ -79,4 +79,6 @@ def class_index(run: StoredRun, name: str) -> int:
         return names.index(name)
     if name.isdecimal() and int(name) < run.run.n_classes:
         return int(name)
-    raise NotFound(f"run {run.name} has no class {name!r}{near(name, names)} ({run.run.n_classes} classes, from 0)")
+    raise NotFound(
+        f"run {brief(run.name)} has no class {name!r}{near(name, names)} ({run.run.n_classes} classes, from 0)"
+    )

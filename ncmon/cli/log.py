@@ -12,7 +12,7 @@ import click
 from ncmon.cli.arguments import RUN_HELP, database_option, examples, open_store
 from ncmon.cli.completing import complete_run
 from ncmon.cli.export import choice_of
-from ncmon.cli.output import clean, lines, write
+from ncmon.cli.output import brief, clean, lines, write
 from ncmon.cli.selecting import part_options, pick_runs
 from ncmon.errors import UsageError
 
@@ -84,7 +84,8 @@ def command(
         finally:
             _close(bridges, runs)
     where = f"W&B project {wandb}" if wandb is not None else str(tensorboard)
-    write(lines([clean(f"{where}: {run.name} ({run.run_id}), {windows.get(run.run_id, 0)} windows") for run in runs]))
+    counted = [f"{brief(run.name)} ({run.run_id}), {windows.get(run.run_id, 0)} windows" for run in runs]
+    write(lines([clean(f"{where}: {text}") for text in counted]))
 
 
 def _close(bridges: dict[str, Bridge], runs: list[StoredRun]) -> None:

@@ -9,7 +9,7 @@ import click
 from ncmon.cli.arguments import RUN_HELP, database_option, examples
 from ncmon.cli.completing import complete_run
 from ncmon.cli.editing import find_runs, open_editor
-from ncmon.cli.output import clean, lines, write
+from ncmon.cli.output import brief, clean, lines, write
 
 
 @click.command(
@@ -25,4 +25,4 @@ def command(run: str, name: str, database: Path | None) -> None:
     (found,) = find_runs(database, [run])
     with open_editor(database) as editor:
         editor.rename(found.run_id, name)
-    write(lines([clean(f"{found.run_id}: {found.name} is now {name.strip()}")]))
+    write(lines([clean(f"{found.run_id}: {brief(found.name)} is now {brief(name.strip())}")]))

@@ -9,7 +9,7 @@ import click
 import ncmon
 from ncmon.cli.arguments import RUN_HELP, database_option, examples, open_store
 from ncmon.cli.completing import complete_run
-from ncmon.cli.output import clean, lines, write
+from ncmon.cli.output import brief, clean, lines, write
 from ncmon.cli.plot import save
 from ncmon.errors import UsageError
 
@@ -36,4 +36,4 @@ def command(run: str, output: Path, database: Path | None) -> None:
         stored = store.run(run)
         text = report(stored, version=ncmon.__version__, alerts=store.alerts(stored))
     save(output, text.encode())
-    write(lines([clean(f"{output}: {stored.name} ({stored.run_id}), {len(text) / 1e3:.0f} kB")]))
+    write(lines([clean(f"{output}: {brief(stored.name)} ({stored.run_id}), {len(text) / 1e3:.0f} kB")]))

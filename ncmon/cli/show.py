@@ -91,7 +91,7 @@ def read_windows(
         check_split(run, split)
     windows = run.readings(epoch=epoch, split=split, layer=layer)
     if epoch is not None and not windows:
-        raise NotFound(f"run {run.name} has no window of epoch {epoch}")
+        raise NotFound(f"run {brief(run.name)} has no window of epoch {epoch}")
     return windows
 
 

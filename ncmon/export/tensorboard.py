@@ -33,7 +33,7 @@ def write_events(directory: Path, runs: Sequence[StoredRun], choice: Choice) -> 
         for block in history_blocks(run, choice):
             splits.setdefault(block.split, []).append(block)
         for split, blocks in splits.items():
-            count += _write(directory / _plain(f"{run.name[:LONGEST_NAME]}-{run.run_id}") / _plain(split), run, blocks)
+            count += _write(directory / _directory_of(run) / _plain(split), run, blocks)
     return count
 
 
@@ -42,7 +42,7 @@ class EventBoard:
 
     def __init__(self, run: Run, directory: Path) -> None:
         self._run = run
-        self._directory = directory / _plain(f"{run.name[:LONGEST_NAME]}-{run.run_id}")
+        self._directory = directory / _directory_of(run)
         self._files: dict[str, tuple[Any, Any]] = {}
 
     def last_steps(self) -> Mapping[str, int]:
@@ -129,6 +129,12 @@ def _text_summary(summary_pb2: Any, tag: str, text: str) -> Any:
 def _plain(name: str) -> str:
     """Return a name as one part of a path."""
     return re.sub(r"[^\w.=+-]+", "_", name).strip(".") or "_"
+
+
+def _directory_of(run: Run | StoredRun) -> str:
+    """Return a name that a file system takes: it counts bytes, and a Chinese letter has three."""
+    name = _plain(run.name).encode()[:LONGEST_NAME].decode(errors="ignore")
+    return f"{name}-{_plain(run.run_id)}"
 
 
 def _tensorboard() -> tuple[Any, Any, Any]:

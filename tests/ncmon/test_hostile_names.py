@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from textual.pilot import Pilot
 
 from ncmon.cells import cut, fit, lanes, printable, width
 from ncmon.model import StreamSeq
+from ncmon.store.queries import Store
 from ncmon.store.writer import Stored, Writer
 from ncmon.tui.app import NcmonApp
 from ncmon.tui.widgets.lines import Lines
@@ -154,3 +156,64 @@ def test_every_listing_is_harmless_and_no_line_floods_the_terminal(ncmon: Ncmon,
         assert harmless(done.stderr)
         longest = max(map(width, (done.stdout + done.stderr).splitlines()), default=0)
         assert longest <= 2_000, (arguments, number, longest)
+
+
+@pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
+def test_what_changes_and_writes_runs_is_harmless_too(
+    ncmon: Ncmon, database: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    copy, out = tmp_path / "h.db", tmp_path / "out"
+    out.mkdir()
+    shutil.copy(database, copy)
+    monkeypatch.setenv("NCMON_DB", str(copy))
+    run, name = f"run{number}", list(NAMES.values())[number]
+    # Blank and endless texts are told to be none; whatever else is taken comes back as it was typed.
+    for arguments in (
+        ("tag", run, name),
+        ("note", run, name),
+        ("rename", run, name),
+        ("alerts", run),
+        ("export", run, "-o", str(out / "h.csv")),
+        ("export", run, "-o", str(out / "h.jsonl")),
+        ("export", run, "--parquet", str(out / "parquet")),
+        ("export", run, "--tensorboard", str(out / "events")),
+        ("export", run, "-o", str(out / "one.db")),
+        ("plot", run, "-o", str(out / "h.png")),
+        ("plot", run, "-o", str(out / "c.svg"), "--kind", "classes"),
+        ("report", run, "-o", str(out / "h.html")),
+        ("merge", str(out / "one.db"), "--db", str(out / "other.db")),
+        ("prune", run, "--arrays", "--yes"),
+        ("delete", run, "--yes"),
+    ):
+        done = ncmon(*arguments)
+        assert done.exception is None or isinstance(done.exception, SystemExit), (arguments, done.exception)
+        assert done.exit_code in ((0, 2) if arguments[0] in ("tag", "note", "rename") else (0,)), done.stderr
+        assert harmless(done.stdout), (arguments, done.stdout)
+        assert harmless(done.stderr)
+        assert max(map(width, (done.stdout + done.stderr).splitlines()), default=0) <= 2_000
+    # Nothing was written but in the places that were asked for, whatever a name looks like as a path.
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "h.db",
+        "h.db-wal",
+        "h.db-shm",
+        "h.db.lock",
+        "out",
+        "ncmon",
+        "matplotlib",
+    }
+    with Store.open(out / "other.db") as store:
+        assert [found.run_id for found in store.runs()] == [run]
+
+
+def test_a_name_is_text_in_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ncmon: Ncmon) -> None:
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    path = tmp_path / "e.db"
+    with Writer.open(path) as writer:
+        writer.put_run(make_run(name=evil, tags=(evil,), config={evil: evil}), b"s" * 16, now=NOW)
+        writer.commit([Stored(origins=(StreamSeq(stream=b"s" * 16, seq=0),), item=make_evaluation())], now=NOW)
+    monkeypatch.setenv("NCMON_DB", str(path))
+    assert ncmon("report", "run", "-o", str(tmp_path / "e.html")).exit_code == 0
+    page = (tmp_path / "e.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
