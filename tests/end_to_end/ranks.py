@@ -33,6 +33,17 @@ def network() -> nn.Module:
     )
 
 
+def join() -> None:
+    """Join the process group, under a prefix of this attempt: gloo would find addresses of processes that died."""
+    if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        torch.distributed.init_process_group("gloo")
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    agent = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False)
+    store = torch.distributed.PrefixStore(f"attempt/{os.environ['TORCHELASTIC_RESTART_COUNT']}", agent)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--endpoint", required=True)
@@ -44,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rank, world = 0, 1
     if args.how != "plain":
-        torch.distributed.init_process_group("gloo")
+        join()
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     generator = torch.Generator().manual_seed(11)
     y = torch.arange(4 * BATCH) % N_CLASSES
@@ -98,7 +109,8 @@ def main() -> None:
     monitor.close()
     status = monitor.status()
     done = {"rank": rank, "run_id": monitor.run_id, "acknowledged": status.acknowledged, "accepted": status.accepted}
-    print(json.dumps({**done, "error": status.last_error}), flush=True)
+    # At once, with its end: ranks share the output, and torchrun does not let it be buffered.
+    os.write(1, (json.dumps({**done, "error": status.last_error}) + "\n").encode())
     if args.how != "plain":
         torch.distributed.destroy_process_group()
         os._exit(0)  # gloo's own threads now and then outlive the interpreter

@@ -32,7 +32,7 @@ async def test_the_badge_stands_on_every_screen_and_the_run_says_so(alerted: Pat
         assert "! 3 alerts" in lines[0]
         assert next(line for line in lines if "digits-bn" in line and "live" in line).rstrip().endswith("!2")
         assert next(line for line in lines if "resnet-lr1" in line).rstrip().endswith("!")
-        assert not next(line for line in lines if "vit-small" in line).rstrip().endswith("!")
+        assert not next(line for line in lines if "-wd1e-4" in line).rstrip().endswith("!")
         assert any("class dead: of 20 samples of class cat" in line for line in lines)
         for key in "23456":
             await pilot.press(key)

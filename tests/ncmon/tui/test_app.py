@@ -32,7 +32,7 @@ async def test_the_overview_says_which_runs_are_alive(database: Path) -> None:
         assert len(rows) == 1
         assert "●" in rows[0]
         assert any("resnet-lr1" in line and line.lstrip(" ▸").startswith("x") for line in text.splitlines())
-        assert any("vit-small" in line and "○" in line for line in text.splitlines())
+        assert any("-wd1e-4" in line and "○" in line for line in text.splitlines())
         # What the run under the cursor is, and what it is guaranteed.
         assert "certified" in text
         assert "weight_decay" in text
