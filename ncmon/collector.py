@@ -7,10 +7,10 @@ Rules of this module
 
 A window of a single rank goes straight through (the reception does not even ask here). Shares of several ranks wait for
 each other under one key, which is (run, split, exact, step), and are merged exactly. A window is *settled*, and leaves
-without the ranks that are missing, when it has waited `rank_timeout_s`, or when it is known that nothing more can come:
-each missing rank has already sent something later, or its END, or a gap in the place of its share, or was waited for in
-vain before. A share that comes after its window has left cannot be added to readings that were stored; it is recorded
-as a gap with that reason. Shares of different attempts of a run are of different weights and are never merged.
+without the ranks that are missing,
+when it has waited `rank_timeout_s`, or when it is known that nothing more can come: each missing rank has already sent
+something later, or its END, or a gap in the place of its share, or was waited for in vain before. A share that comes
+after its window has left cannot be added to readings that were stored; it is recorded as a gap with that reason.
 
 Means and second moments merge by Chan, Golub and LeVeque 1983 (updating formulae for sums of squares); all other
 statistics are sums. The reduction of the scatter to the span of the class means belongs to one rank's means and does
@@ -59,7 +59,6 @@ class _Held:
 
     key: Key | None
     since: float
-    attempt: int = 0
     parts: dict[int, Part] = field(default_factory=dict)
     passing: Passing | None = None
     origins: list[StreamSeq] = field(default_factory=list)
@@ -70,10 +69,6 @@ class _Rank:
     """What is known of one rank of one run."""
 
     stream: bytes
-    begun: float = 0.0
-    """When its process began, by its own clock."""
-    attempt: int = 0
-    """One more whenever a rank begins anew that has begun in this one already."""
     step: int = -1
     """Of the last share that came."""
     ended: bool = False
@@ -89,8 +84,6 @@ class Collector:
         self._held: list[_Held] = []
         """In the order of their first share."""
         self._ranks: dict[tuple[str, int], _Rank] = {}
-        self._attempts: dict[str, int] = {}
-        """The latest of each run, where there is more than one."""
         self._owner: dict[bytes, tuple[str, int]] = {}
         """Which rank of which run a stream belongs to."""
         self._left: OrderedDict[Key, frozenset[int]] = OrderedDict()
@@ -112,11 +105,8 @@ class Collector:
         """Return the streams of which something waits."""
         return frozenset(origin.stream for held in self._held for origin in held.origins)
 
-    def open(self, stream: bytes, *, run_id: str, rank: int, begun: float = 0.0) -> None:
-        """A stream of this rank begins or goes on. A new stream is a new start: what its rank said before is over.
-
-        Where its process began later than that of the stream before, the run begins its next attempt.
-        """
+    def open(self, stream: bytes, *, run_id: str, rank: int) -> None:
+        """A stream of this rank begins or goes on. A new stream is a new start: what its rank said before is over."""
         known = self._ranks.get((run_id, rank))
         if known is None or known.stream != stream:
             if known is not None:
@@ -124,9 +114,7 @@ class Collector:
                 # A resumed run repeats steps: these are not late shares of the windows of its first life.
                 for key in [key for key in self._left if key[0] == run_id]:
                     del self._left[key]
-                if begun > known.begun and known.attempt == self._attempts.get(run_id, 0):
-                    self._attempts[run_id] = known.attempt + 1
-            self._ranks[run_id, rank] = _Rank(stream=stream, begun=begun, attempt=self._attempts.get(run_id, 0))
+            self._ranks[run_id, rank] = _Rank(stream=stream)
         self._owner[stream] = (run_id, rank)
         self._absent.discard((run_id, rank))
 
@@ -136,7 +124,6 @@ class Collector:
         if owner is not None and self._ranks[owner].stream == stream:
             del self._ranks[owner]
             if not any(run_id == owner[0] for run_id, _ in self._ranks):
-                self._attempts.pop(owner[0], None)
                 self._absent = {absent for absent in self._absent if absent[0] != owner[0]}
 
     def drop(self) -> None:
@@ -176,26 +163,20 @@ class Collector:
             self.open(part.origin.stream, run_id=window.run_id, rank=part.rank)
         self._absent.discard((window.run_id, part.rank))
         rank = self._ranks.get((window.run_id, part.rank))
-        attempt = self._attempts.get(window.run_id, 0)
         if rank is not None:
-            rank.step, rank.ended, attempt = window.step, False, rank.attempt
+            rank.step, rank.ended = window.step, False
         present = self._left.get(key)
         if present is not None and part.rank not in present:
             gap = _late(window, part.rank, present)
             self._held.append(_Held(key=None, since=now, passing=gap, origins=[part.origin]))
             return
-        same = [held for held in self._held if held.key == key]
-        # Shares of different attempts are of different weights. Of the same rank the newer one counts, and both are
-        # acknowledged.
-        for held in (
-            *(held for held in same if held.attempt == attempt),
-            *(held for held in same if part.rank in held.parts),
-        ):
-            held.parts[part.rank], held.attempt = part, attempt
-            held.origins.append(part.origin)
-            return
-        parts = {part.rank: part}
-        self._held.append(_Held(key=key, since=now, attempt=attempt, parts=parts, origins=[part.origin]))
+        for held in self._held:
+            if held.key == key:
+                # The same rank again, under a new stream: the newer share counts, both are acknowledged.
+                held.parts[part.rank] = part
+                held.origins.append(part.origin)
+                return
+        self._held.append(_Held(key=key, since=now, parts={part.rank: part}, origins=[part.origin]))
 
     def _settled(self, held: _Held, now: float) -> bool:
         if held.key is None:
@@ -208,8 +189,6 @@ class Collector:
             if number in held.parts or (run_id, number) in self._absent:
                 continue
             rank = self._ranks.get((run_id, number))
-            if rank is not None and rank.attempt < held.attempt:
-                return False  # what it said before its run began anew says nothing of this window
             if rank is None or not (rank.ended or rank.step > step or (split, step) in rank.gaps):
                 return False
         return True

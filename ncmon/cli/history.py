@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,31 +87,37 @@ def command(
     with open_store(database) as store:
         stored = store.run(run)
         split = check_split(stored, split) if split is not None else usual_split(stored)
-        found = _listing(stored, metric, layer, split, class_name, since_step=-1)
-        emit(found, form)
+        # Looked at before it is read: what comes in between is seen at the next turn.
         revision = store.revision()
-        last = max((row[0] for row in found.rows), default=-1)
+        found = _listing(stored, metric, layer, split, class_name)
+        emit(found, form)
+        told = set(map(_place, found.rows))
         while follow:
             time.sleep(FOLLOW_S)
             if store.revision() == revision:
                 continue
             revision = store.revision()
-            more = _listing(stored, metric, layer, split, class_name, since_step=last)
+            # All of it: of one step a second window may come, and a training that goes on from a checkpoint goes back.
+            found = _listing(stored, metric, layer, split, class_name)
+            more = replace(found, rows=[row for row in found.rows if _place(row) not in told])
             if not more.rows:
                 continue
-            last = max(row[0] for row in more.rows)
+            told.update(map(_place, more.rows))
             if form == "jsonl":
                 emit(more, form)
             else:
                 write(csv_text(more, head=False) if form == "csv" else table(more, head=False))
 
 
-def _listing(
-    run: StoredRun, metric: str, layer: str, split: str, class_name: str | None, *, since_step: int
-) -> Listing:
+def _place(row: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what tells a window from any other of its run and split: step, time and kind."""
+    return row[0], row[2], row[3]
+
+
+def _listing(run: StoredRun, metric: str, layer: str, split: str, class_name: str | None) -> Listing:
     rows: list[tuple[Any, ...]]
     if class_name is None:
-        found = run.history(metric, layer=layer, split=split, since_step=since_step)
+        found = run.history(metric, layer=layer, split=split)
         rows = [
             (step, epoch, at, exact, None if reason else value, reason or None)
             for step, epoch, at, exact, value, reason in zip(
@@ -135,7 +143,6 @@ def _listing(
             classes.values[:, index].tolist() if len(classes) else [],
             strict=True,
         )
-        if step > since_step
     ]
     columns = (
         *_COLUMNS[:4],
