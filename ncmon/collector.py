@@ -6,11 +6,12 @@ Rules of this module
 - No item of a stream leaves before an earlier one of that stream. The store acknowledges "everything below".
 
 A window of a single rank goes straight through (the reception does not even ask here). Shares of several ranks wait for
-each other under one key, which is (run, split, exact, step), and are merged exactly. A window is *settled*, and leaves
-without the ranks that are missing,
-when it has waited `rank_timeout_s`, or when it is known that nothing more can come: each missing rank has already sent
-something later, or its END, or a gap in the place of its share, or was waited for in vain before. A share that comes
-after its window has left cannot be added to readings that were stored; it is recorded as a gap with that reason.
+each other under one key, which is (run, attempt, split, exact, step), and are merged exactly. A window is *settled*,
+and leaves without the ranks that are missing, when it has waited `rank_timeout_s`, or when it is known that nothing
+more can come: each missing rank has already sent something later, or its END, or a gap in the place of its share, or
+was waited for in vain before. A share that comes after its window has left cannot be added to readings that were
+stored; it is recorded as a gap with that reason. Attempts of a run are of different weights: they know nothing of each
+other.
 
 Means and second moments merge by Chan, Golub and LeVeque 1983 (updating formulae for sums of squares); all other
 statistics are sums. The reduction of the scatter to the span of the class means belongs to one rank's means and does
@@ -36,8 +37,10 @@ REMEMBERED_WINDOWS = 1024
 """Partial windows that are remembered, to recognise shares that come too late."""
 REMEMBERED_GAPS = 64
 
-Key = tuple[str, str, bool, int]
-"""Which window: run id, split, exact, step."""
+Attempt = tuple[str, int]
+"""Run id, and which attempt of the run."""
+Key = tuple[Attempt, str, bool, int]
+"""Which window: of which attempt, split, exact, step."""
 Passing = Gap | RunEnd | Rejection
 """What is not merged with anything, but has its place in the order of its stream."""
 
@@ -66,7 +69,7 @@ class _Held:
 
 @dataclass(slots=True, kw_only=True)
 class _Rank:
-    """What is known of one rank of one run."""
+    """What is known of one rank of one attempt."""
 
     stream: bytes
     step: int = -1
@@ -83,12 +86,12 @@ class Collector:
         self._rank_timeout_s = rank_timeout_s
         self._held: list[_Held] = []
         """In the order of their first share."""
-        self._ranks: dict[tuple[str, int], _Rank] = {}
-        self._owner: dict[bytes, tuple[str, int]] = {}
-        """Which rank of which run a stream belongs to."""
+        self._ranks: dict[tuple[Attempt, int], _Rank] = {}
+        self._owner: dict[bytes, tuple[Attempt, int]] = {}
+        """Which rank of which attempt a stream belongs to."""
         self._left: OrderedDict[Key, frozenset[int]] = OrderedDict()
         """Windows that left without some ranks -> the ranks that they left with."""
-        self._absent: set[tuple[str, int]] = set()
+        self._absent: set[tuple[Attempt, int]] = set()
         """Ranks that a window waited for in vain, until they say something: often only rank 0 is watched."""
 
     @property
@@ -105,25 +108,26 @@ class Collector:
         """Return the streams of which something waits."""
         return frozenset(origin.stream for held in self._held for origin in held.origins)
 
-    def open(self, stream: bytes, *, run_id: str, rank: int) -> None:
+    def open(self, stream: bytes, *, run_id: str, rank: int, attempt: int = 1) -> None:
         """A stream of this rank begins or goes on. A new stream is a new start: what its rank said before is over."""
-        known = self._ranks.get((run_id, rank))
+        owner = (run_id, attempt), rank
+        known = self._ranks.get(owner)
         if known is None or known.stream != stream:
             if known is not None:
                 self._owner.pop(known.stream, None)
-                # A resumed run repeats steps: these are not late shares of the windows of its first life.
-                for key in [key for key in self._left if key[0] == run_id]:
+                # The store was put back: what comes again are no late shares of windows that have left.
+                for key in [key for key in self._left if key[0] == owner[0]]:
                     del self._left[key]
-            self._ranks[run_id, rank] = _Rank(stream=stream)
-        self._owner[stream] = (run_id, rank)
-        self._absent.discard((run_id, rank))
+            self._ranks[owner] = _Rank(stream=stream)
+        self._owner[stream] = owner
+        self._absent.discard(owner)
 
     def forget(self, stream: bytes) -> None:
         """A stream is over and everything of it is stored."""
         owner = self._owner.pop(stream, None)
         if owner is not None and self._ranks[owner].stream == stream:
             del self._ranks[owner]
-            if not any(run_id == owner[0] for run_id, _ in self._ranks):
+            if not any(attempt == owner[0] for attempt, _ in self._ranks):
                 self._absent = {absent for absent in self._absent if absent[0] != owner[0]}
 
     def drop(self) -> None:
@@ -139,7 +143,8 @@ class Collector:
             self._put_part(item, now)
         else:
             self._held.append(_Held(key=None, since=now, passing=item, origins=[origin]))
-            rank = self._ranks.get(self._owner.get(origin.stream, ("", -1)))
+            owner = self._owner.get(origin.stream)
+            rank = None if owner is None else self._ranks.get(owner)
             if rank is not None and isinstance(item, RunEnd):
                 rank.ended = True
             if rank is not None and isinstance(item, Gap):
@@ -158,11 +163,13 @@ class Collector:
 
     def _put_part(self, part: Part, now: float) -> None:
         window = part.window
-        key = (window.run_id, window.split, window.exact, window.step)
         if part.origin.stream not in self._owner:
             self.open(part.origin.stream, run_id=window.run_id, rank=part.rank)
-        self._absent.discard((window.run_id, part.rank))
-        rank = self._ranks.get((window.run_id, part.rank))
+        (_, number), _ = self._owner[part.origin.stream]
+        attempt = (window.run_id, number)
+        key = (attempt, window.split, window.exact, window.step)
+        self._absent.discard((attempt, part.rank))
+        rank = self._ranks.get((attempt, part.rank))
         if rank is not None:
             rank.step, rank.ended = window.step, False
         present = self._left.get(key)
@@ -181,14 +188,14 @@ class Collector:
     def _settled(self, held: _Held, now: float) -> bool:
         if held.key is None:
             return True
-        run_id, split, _, step = held.key
+        attempt, split, _, step = held.key
         world = next(iter(held.parts.values())).window.world_size
         if len(held.parts) >= world or now >= held.since + self._rank_timeout_s:
             return True
         for number in range(world):
-            if number in held.parts or (run_id, number) in self._absent:
+            if number in held.parts or (attempt, number) in self._absent:
                 continue
-            rank = self._ranks.get((run_id, number))
+            rank = self._ranks.get((attempt, number))
             if rank is None or not (rank.ended or rank.step > step or (split, step) in rank.gaps):
                 return False
         return True

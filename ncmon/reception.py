@@ -57,6 +57,10 @@ class Ledger(Protocol):
         """Introduce the stream of a rank, and its run. May raise `StoreError`."""
         ...
 
+    def attempt(self, stream: bytes) -> int:
+        """Return which attempt of its run a stream belongs to. May raise `StoreError`."""
+        ...
+
 
 @dataclass(slots=True, kw_only=True)
 class Counters:
@@ -227,6 +231,7 @@ class Reception:
                 # stored must not bring a finished run to life.
                 self._ledger.put_run(run, stream_id, now=wall, rank=info.rank)
                 committed = self._ledger.stream_next(stream_id) or 0
+            attempt = self._ledger.attempt(stream_id)
         except Exception as error:
             # The store's trouble, whatever it is: the client comes back by itself.
             self._complaints.say("store", f"run {run.run_id} has to wait: {error}")
@@ -253,7 +258,7 @@ class Reception:
             # The store was put back to an earlier state under the daemon. What is left comes as a new stream.
             known.committed = known.expected = committed
         self._streams.move_to_end(stream_id)
-        self._collector.open(stream_id, run_id=info.run_id, rank=info.rank, begun=info.started)
+        self._collector.open(stream_id, run_id=info.run_id, rank=info.rank, attempt=attempt)
         welcome = wire.Welcome(
             version=wire.PROTOCOL,
             next=committed,

@@ -206,10 +206,12 @@ def _common_id(own: str) -> str:
         # torchrun's own id; "none" where nobody gave it one.
         job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
         return own if job == "none" or not _RUN_ID.fullmatch(job) else job
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
         store = torch.distributed.distributed_c10d._get_default_store()
-        while isinstance(store, torch.distributed.distributed_c10d.PrefixStore):
-            store = store.underlying_store  # prefixes are of one attempt, and of one process group
+        # The agent's store is the job's own: there prefixes are of one attempt. Elsewhere one may tell jobs apart.
+        while agent and isinstance(store, torch.distributed.distributed_c10d.PrefixStore):
+            store = store.underlying_store
         return store.compare_set(f"ncmon/run/{next(_WATCHED)}", "", own).decode()
     except Exception:  # a store without that operation: ranks then need NCMON_RUN_ID
         return own

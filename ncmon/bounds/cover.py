@@ -14,8 +14,8 @@ import numpy as np
 
 from ncmon.model import FloatArray
 
-MOST_NODES = 20_000
-"""Of the search tree; hard questions have hundreds of classes and many of them left out."""
+MOST_EDGES = 2_000_000
+"""Entries that may be looked at, about a second; hard questions have hundreds of classes and many of them left out."""
 
 Edge = tuple[int, int]
 
@@ -32,11 +32,12 @@ def greatest_but(matrix: FloatArray, k: int) -> float | None:
     rows, columns, values = rows[there][order], columns[there][order], values[there][order]
     low, high = 0, len(values)
     # The greatest `low` entries can be covered; more than `high` cannot.
+    search = _Search()
     try:
         while low < high:
             middle = (low + high + 1) // 2
             edges = list(zip(rows[:middle].tolist(), columns[:middle].tolist(), strict=True))
-            if _Search().covers(edges, k):
+            if search.covers(edges, k):
                 low = middle
             else:
                 high = middle - 1
@@ -46,17 +47,17 @@ def greatest_but(matrix: FloatArray, k: int) -> float | None:
 
 
 class _TooLong(Exception):
-    """The tree has more nodes than may be visited."""
+    """More was looked at than may be."""
 
 
 class _Search:
     def __init__(self) -> None:
-        self._nodes = 0
+        self._edges = 0
 
     def covers(self, edges: Sequence[Edge], k: int) -> bool:
         """Whether k classes can be found of which every edge has one: Buss' rule, then one of two branches."""
-        self._nodes += 1
-        if self._nodes > MOST_NODES:
+        self._edges += len(edges)
+        if self._edges > MOST_EDGES:
             raise _TooLong
         if not edges:
             return True

@@ -104,7 +104,7 @@ def run_line(run: Run) -> str:
     if run.attempt_of:
         head.append(f"superseded tail of attempt {run.attempt} of {run.attempt_of}")
     elif run.attempt > 1:
-        head.append(f"attempt {run.attempt}: it went on from a checkpoint")
+        head.append(f"attempt {run.attempt}")
     return lines([*head, *tags, *(clean(f"note: {line}") for line in run.note.splitlines())])
 
 

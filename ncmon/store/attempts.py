@@ -16,7 +16,7 @@ import sqlite3
 SKEW_S = 60.0
 """Ranks of one attempt begin within this time of each other."""
 
-_LATER = "SELECT min(step) FROM window WHERE run_key = ? AND split = ? AND attempt > ?"
+_LATER = "SELECT min(step) FROM window WHERE run_key = ? AND split = ? AND attempt > ? AND attempt > 1"
 _EARLIER = "SELECT window_key, attempt FROM window WHERE run_key = ? AND split = ? AND step >= ? AND attempt < ?"
 
 

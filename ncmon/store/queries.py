@@ -161,12 +161,13 @@ FROM ({_CHOSEN}) c
         points = f"""WITH spanned AS MATERIALIZED (SELECT c.run_key, c.split,
     (SELECT min(step) FROM window w WHERE w.run_key = c.run_key AND w.split = c.split) AS low,
     (SELECT max(step) FROM window w WHERE w.run_key = c.run_key AND w.split = c.split) AS high FROM ({_CHOSEN}) c),
-placed AS MATERIALIZED (SELECT s.run_key, l.layer_key,
+placed AS MATERIALIZED (SELECT s.run_key, l.layer_key, p.value AS place,
     (SELECT x.window_key FROM window x WHERE x.run_key = s.run_key AND x.split = s.split
       AND x.step >= s.low + (s.high - s.low) * p.value / :points ORDER BY x.step, x.exact LIMIT 1) AS window_key
   FROM spanned s JOIN layer l ON l.run_key = s.run_key AND l.name = :layer CROSS JOIN json_each(:places) p)
 SELECT p.run_key, p.window_key, {line} FROM placed p
-  CROSS JOIN reading d ON d.layer_key = p.layer_key AND d.window_key = p.window_key"""  # noqa: S608 names are columns
+  CROSS JOIN reading d ON d.layer_key = p.layer_key AND d.window_key = p.window_key
+ORDER BY p.run_key, p.place"""  # noqa: S608 names are columns
         with self._reader.snapshot():
             found = [(row[0], run_of(row)) for row in self._reader.execute(everyone, (attempts,))]
             runs = dict([pair for pair in found if where is None or where(pair[1])][:limit])

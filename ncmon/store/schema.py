@@ -112,6 +112,8 @@ def add_attempts(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE run ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1")
     connection.execute("ALTER TABLE run ADD COLUMN attempt_of TEXT")
     connection.execute("CREATE INDEX stream_by_run ON stream (run_id)")
+    # Empty but for runs that were begun again, where every window asks from which step on a later attempt counts.
+    connection.execute("CREATE INDEX window_of_later ON window (run_key, split, attempt, step) WHERE attempt > 1")
 
 
 MIGRATIONS: tuple[Migration, ...] = (

@@ -34,6 +34,7 @@ from ncmon.store import alerts, attempts, inbox
 from ncmon.store.connection import BUSY_S, describe
 from ncmon.store.migrate import connect_writer
 from ncmon.store.rows import Rows, as_json
+from ncmon.store.streams import Streams
 from ncmon.store.trim import Trimmed, Trimmer, file_bytes, vacuum
 
 VACUUM_PAGES = 4096
@@ -80,8 +81,7 @@ class Writer:
         self._data_version = -1
         self.edited = True
         """Whether another connection has written since the owner of this flag put it down."""
-        self._streams: dict[bytes, _Place] = {}
-        """Of the transaction that is under way."""
+        self._streams = Streams(connection)
         self._last_key: int | None = None
         """The greatest key of the inbox, as far as this connection knows: nobody else puts anything in."""
 
@@ -113,6 +113,11 @@ class Writer:
         row = self._connection.execute("SELECT next FROM stream WHERE stream = ?", (stream,)).fetchone()
         return None if row is None else int(row[0])
 
+    def attempt(self, stream: bytes) -> int:
+        """Return which attempt of its run a stream belongs to, the first for one that was never seen."""
+        row = self._connection.execute("SELECT attempt FROM stream WHERE stream = ?", (stream,)).fetchone()
+        return 1 if row is None else int(row[0])
+
     @property
     def revision(self) -> int:
         """The number that every change increments."""
@@ -124,12 +129,12 @@ class Writer:
         A name or tags that the user has given since stay the user's. What a resumed run repeats: see `attempts`.
         """
         with self._transaction():
-            row = self._connection.execute("SELECT attempt FROM stream WHERE stream = ?", (stream,)).fetchone()
-            known = row is not None
-            if row is None:
-                attempt = attempts.number(self._connection, run.run_id, rank=rank, begun=run.started)
-            else:
-                attempt = int(row[0])
+            known = self.stream_next(stream) is not None
+            attempt = (
+                self.attempt(stream)
+                if known
+                else attempts.number(self._connection, run.run_id, rank=rank, begun=run.started)
+            )
             self._connection.execute(
                 """INSERT INTO run (run_id, name, status, started, host, pid, world_size, n_classes, class_names,
                      config, tags, client, last_seen)
@@ -203,17 +208,14 @@ class Writer:
                 if record.entry is not None and not inbox.take(self._connection, record.entry):
                     passed.append(record)
                     continue
-                if not self._take_origins(record.origins, waited=record.entry is not None):
+                if not self._streams.take(record.origins, waited=record.entry is not None):
                     continue
                 changed = True
                 run_id = self._put(record, now)
                 # What waited says that its run was alive when it came, which was recorded then.
                 if run_id and record.entry is None:
                     seen.add(run_id)
-            self._connection.executemany(
-                "UPDATE stream SET next = ? WHERE stream_key = ?",
-                [(place.next, place.key) for place in self._streams.values() if place.moved],
-            )
+            self._streams.write()
             inbox.put(self._connection, rows)
             self._connection.executemany(
                 "UPDATE run SET last_seen = ? WHERE run_id = ?", [(now, run_id) for run_id in sorted(seen)]
@@ -314,7 +316,7 @@ class Writer:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
-            self._streams.clear()
+            self._streams.forget()
             self._connection.execute("BEGIN IMMEDIATE")
             self._forget_if_edited()
             yield
@@ -349,39 +351,9 @@ class Writer:
         except sqlite3.Error as error:
             raise StoreError(f"{self.path}: {describe(error)}") from error
 
-    def _place(self, stream: bytes) -> _Place:
-        """Return where a stream stands, a new one at 0."""
-        place = self._streams.get(stream)
-        if place is None:
-            row = self._connection.execute(
-                "SELECT stream_key, next, attempt FROM stream WHERE stream = ?", (stream,)
-            ).fetchone()
-            if row is None:
-                cursor = self._connection.execute("INSERT INTO stream (stream, next) VALUES (?, 0)", (stream,))
-                row = (cursor.lastrowid, 0, None)
-            place = self._streams[stream] = _Place(key=row[0], next=row[1], attempt=row[2] or 1)
-        return place
-
-    def _take_origins(self, origins: Sequence[StreamSeq], *, waited: bool) -> bool:
-        """Record the messages that are new and move their streams on; False when all of them are stored already.
-
-        A stream has moved on behind those that `waited` in the inbox.
-        """
-        fresh = False
-        for origin in origins:
-            place = self._place(origin.stream)
-            if origin.seq < place.next and not waited:
-                continue
-            cursor = self._connection.execute(
-                "INSERT INTO origin (stream_key, seq) VALUES (?, ?) ON CONFLICT DO NOTHING", (place.key, origin.seq)
-            )
-            fresh = fresh or cursor.rowcount > 0
-            place.move(origin.seq + 1)
-        return fresh
-
     def _put_off(self, record: Waiting, rows: list[inbox.Row]) -> bool:
         """Add the rows of what shall wait and move its streams on; False when all of it is here already."""
-        places = [self._place(origin.stream) for origin in record.origins]
+        places = [self._streams.place(origin.stream) for origin in record.origins]
         if all(origin.seq < place.next for origin, place in zip(record.origins, places, strict=True)):
             return False
         if self._last_key is None:
@@ -399,7 +371,7 @@ class Writer:
         item, entry = record.item, record.entry
         match item:
             case Evaluation():
-                attempt = max((self._place(origin.stream).attempt for origin in record.origins), default=1)
+                attempt = max((self._streams.place(origin.stream).attempt for origin in record.origins), default=1)
                 self._rows.put(item, now if entry is None else entry.received, attempt)
                 return item.window.run_id
             case Gap():
@@ -432,21 +404,6 @@ class Writer:
                     "DELETE FROM rejected WHERE rejected_key <= ?", ((cursor.lastrowid or 0) - MAX_REJECTED,)
                 )
         return item.run_id
-
-
-@dataclass(slots=True, kw_only=True)
-class _Place:
-    """Where a stream stands inside a transaction."""
-
-    key: int
-    next: int
-    attempt: int
-    moved: bool = False
-
-    def move(self, following: int) -> None:
-        """Expect `following` next, unless the stream is further already."""
-        if following > self.next:
-            self.next, self.moved = following, True
 
 
 _UNSTORABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, ValueError, OverflowError)

@@ -198,7 +198,7 @@ def test_a_rank_of_the_next_attempt_waits_for_the_others_and_not_for_those_of_th
     collector = ranks.collector
 
     def begin(rank: int) -> None:
-        collector.open(stream(rank, 1), run_id="run", rank=rank, begun=9.0)
+        collector.open(stream(rank, 1), run_id="run", rank=rank, attempt=2)
 
     def send(rank: int, seq: int, step: int) -> list[Ready]:
         share = part(rank, seq, step=step, start=1)
@@ -215,6 +215,10 @@ def test_a_rank_of_the_next_attempt_waits_for_the_others_and_not_for_those_of_th
     assert isinstance(ready.item, Window)
     assert ready.item.ranks == (0, 1)
     assert {origin.stream for origin in ready.origins} == {stream(0, 1), stream(1, 1)}
+    # What was left of the first attempt, out of a spool, is merged with its own.
+    [ready] = ranks.send(1, 300)
+    assert isinstance(ready.item, Window)
+    assert {origin.stream for origin in ready.origins} == {stream(0), stream(1)}
 
 
 def test_a_share_that_comes_again_under_a_new_stream_counts_once_and_acknowledges_both() -> None:

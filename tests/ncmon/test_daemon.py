@@ -108,6 +108,9 @@ class FakeWriter:
     def put_run(self, run: Run, stream: bytes, *, now: float, rank: int = 0) -> None:
         self.next.setdefault(stream, 0)
 
+    def attempt(self, stream: bytes) -> int:
+        return 1
+
     def queues(self) -> dict[str, Queue]:
         return {}
 

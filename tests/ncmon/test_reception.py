@@ -37,6 +37,9 @@ class Ledger:
         self.runs.append(run)
         self.next.setdefault(stream, 0)
 
+    def attempt(self, stream: bytes) -> int:
+        return 1
+
 
 class Desk:
     """A reception with its ledger; `commit` plays the store."""

@@ -204,15 +204,21 @@ def test_the_best_classes_to_leave_out_are_found(seed: int, n_classes: int, k: i
     matrix = matrix + matrix.T
     if missing:
         matrix[0] = matrix[:, 0] = np.nan
-    least: float | None = math.inf
+    found: list[float | None] = []
     for out in itertools.combinations(range(n_classes), min(k, n_classes)):
         rest = [c for c in range(n_classes) if c not in out]
         values = [matrix[a, b] for a, b in itertools.combinations(rest, 2) if not math.isnan(matrix[a, b])]
-        if not values:
-            least = None
-            break
-        least = min(least, max(values))  # type: ignore[type-var]
+        found.append(max(values, default=None))
+    least = None if None in found else min(found)
     assert cover.greatest_but(matrix, k) == least
+
+
+def test_a_search_that_is_too_long_says_nothing() -> None:
+    rng = np.random.default_rng(0)
+    units = rng.normal(size=(400, 400))
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    assert cover.greatest_but(units @ units.T, 0) == np.sort(units @ units.T, axis=None)[-402]
+    assert cover.greatest_but(units @ units.T, 150) is None
 
 
 def attack(seed: int, n_classes: int, product: float, factor: float) -> FloatArray:

@@ -54,6 +54,14 @@ def attempts_of(path: Path) -> list[tuple[bytes, int]]:
         return connection.execute("SELECT stream, attempt FROM stream ORDER BY stream").fetchall()
 
 
+def begun_again(writer: Writer) -> None:
+    """One window at step 100, and the next attempt's at step 50."""
+    hello(writer, 1, started=100.0)
+    send(writer, 1, 0, 100)
+    hello(writer, 2, started=500.0)
+    send(writer, 2, 0, 50)
+
+
 def test_the_tail_that_a_checkpoint_forgot_is_kept_apart(path: Path, writer: Writer) -> None:
     hello(writer, 1, started=100.0)
     for seq, step in enumerate((100, 200, 250, 300)):
@@ -82,10 +90,7 @@ def test_the_tail_that_a_checkpoint_forgot_is_kept_apart(path: Path, writer: Wri
 
 
 def test_a_tail_is_listed_only_where_it_is_asked_for(path: Path, writer: Writer) -> None:
-    hello(writer, 1, started=100.0)
-    send(writer, 1, 0, 100)
-    hello(writer, 2, started=500.0)
-    send(writer, 2, 0, 50)
+    begun_again(writer)
     with Store.open(path) as store:
         assert [run.run_id for run in store.runs()] == ["run"]
         assert {run.run_id for run in store.runs(attempts=True)} == {"run", "run@1"}
@@ -135,10 +140,7 @@ def test_a_spool_that_comes_late_goes_where_it_belongs(path: Path, writer: Write
 
 
 def test_deleting_a_run_deletes_its_tails(path: Path, writer: Writer) -> None:
-    hello(writer, 1, started=100.0)
-    send(writer, 1, 0, 100)
-    hello(writer, 2, started=500.0)
-    send(writer, 2, 0, 50)
+    begun_again(writer)
     with Editor.open(path) as editor:
         assert editor.delete("run") == 2
     with Store.open(path) as store:
