@@ -167,7 +167,7 @@ def test_what_changes_and_writes_runs_is_harmless_too(
     shutil.copy(database, copy)
     monkeypatch.setenv("NCMON_DB", str(copy))
     run, name = f"run{number}", list(NAMES.values())[number]
-    # Blank and endless texts are told to be none; whatever else is taken comes back as it was typed.
+    # As a tag, a note or a name some of them are refused, in one line; everything else has to go through.
     for arguments in (
         ("tag", run, name),
         ("note", run, name),
