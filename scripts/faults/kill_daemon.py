@@ -33,13 +33,14 @@ CONTROLS = {
     ),
     # Store, take some time to tell, and know nothing of streams after a restart.
     "no-dedupe": (
-        "import ncmon.intake as i, ncmon.store.writer as w, time\n"
+        "import ncmon.intake as i, ncmon.store.streams as s, ncmon.store.writer as w, time\n"
         "write = i.Intake._write\n"
         "def late(self, batch):\n"
-        "    write(self, batch); time.sleep(0.05)\n"
+        "    stored = write(self, batch); time.sleep(0.05); return stored\n"
         "i.Intake._write = late\n"
         "w.Writer.stream_next = lambda self, stream: None\n"
-        "w.Writer._take_origins = lambda self, origins, **waited: True\n"
+        "assert s.Streams.take\n"
+        "s.Streams.take = lambda self, origins, **waited: True\n"
     ),
     # What a plain DEALER invites to: it reconnects by itself and sends what its old pipe still held; the daemon asks
     # nobody to introduce himself again, and the highest number that it saw is the one that it acknowledges.

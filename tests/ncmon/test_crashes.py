@@ -26,6 +26,7 @@ from ncmon.collector import RANK_TIMEOUT_S
 from ncmon.daemon import Daemon
 from ncmon.intake import Intake
 from ncmon.model import Evaluation, Window
+from ncmon.store.streams import Streams
 from ncmon.store.writer import Stored, Writer
 from ncmon.transport import Delivery, Heard
 from ncmon_client import wire
@@ -323,7 +324,7 @@ def test_a_broken_promise_shows(empty: Path, monkeypatch: pytest.MonkeyPatch, pr
         monkeypatch.setattr(Daemon, "_store", early)
     elif promise == "no numbers in the store":
         monkeypatch.setattr(Writer, "stream_next", lambda self, stream: None)
-        monkeypatch.setattr(Writer, "_take_origins", lambda self, origins, *, waited: True)
+        monkeypatch.setattr(Streams, "take", lambda self, origins, *, waited: True)
     else:
         written = Intake._written
 
@@ -335,7 +336,7 @@ def test_a_broken_promise_shows(empty: Path, monkeypatch: pytest.MonkeyPatch, pr
             return written(self, batch)
 
         monkeypatch.setattr(Intake, "_written", forgetful)
-        monkeypatch.setattr(Writer, "_take_origins", lambda self, origins, *, waited: True)
+        monkeypatch.setattr(Streams, "take", lambda self, origins, *, waited: True)
     assert any(broken(World(empty, Fate(step))) for step in range(1, 60, 2))
 
 
