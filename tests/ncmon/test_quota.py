@@ -76,6 +76,25 @@ def test_trainings_wait_for_a_slice_and_not_for_all_of_it() -> None:
     assert len(writer.asked) == 1
 
 
+def test_room_is_kept_for_as_much_as_one_transaction_was_seen_to_take() -> None:
+    writer = Slow(Clock(), 600)
+    quota = make(1000, writer)
+    quota.keep()
+    assert not writer.asked
+    writer.nbytes += 240  # more than a sixth
+    for _ in range(40):
+        quota.keep()
+    assert writer.nbytes + 240 <= 1000
+    kept = writer.nbytes
+    # Forgotten again, where nothing of that size comes any more.
+    for _ in range(400):
+        quota.keep()
+    writer.nbytes = kept + 150
+    writer.asked.clear()
+    quota.keep()
+    assert not writer.asked
+
+
 def test_where_the_limit_is_passed_they_do_wait_for_a_while() -> None:
     clock = Clock()
     writer = Slow(clock, 1020)
