@@ -23,12 +23,13 @@ REGISTRY: tuple[Metric | Bound, ...] = (*METRICS, *BOUNDS)
 def evaluate(window: Window) -> Evaluation:
     """Return all readings of a window, its layers in the window's order."""
     views = tuple(View(window, layer) for layer in window.layers)
+    last = next((view for view in views if view.is_classifier_input), None)
     # Numbers that overflow become readings with a reason; numpy's warnings would say it twice.
     with np.errstate(all="ignore"):
         return Evaluation(
             window=window,
             layers=tuple(_layer(view, views) for view in views),
-            assumptions=assumptions(window),
+            assumptions=assumptions(window, last),
         )
 
 
@@ -71,7 +72,7 @@ def _array(compute: Callable[[View], FloatArray], view: View, shape: tuple[int, 
         values = compute(view)
     except Exception:
         return np.full(shape, np.nan)
-    return np.where(np.isfinite(values), values, np.nan)
+    return np.where(np.isinf(values), np.nan, values) if np.isinf(values).any() else values
 
 
 def _quality(view: View) -> dict[str, float]:

@@ -13,6 +13,7 @@ squares the condition number and, in single precision, was measured to be 64 to 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,9 @@ RANK_FACTOR = 4.0
 
 SAME_FACTOR = 4.0
 """Safety factor below which two stored vectors count as equal: 4 eps of the largest of them."""
+
+STRETCH = 48
+"""Rows of a matrix that are worked on at a time: whole temporary matrices cost more than the arithmetic on them."""
 
 CANCELLATION = 1e-7
 """Squared distances below this share of the squared norms keep fewer than nine digits in a Gram matrix and are taken
@@ -64,11 +68,12 @@ class Span:
         return int(self.singular.size)
 
 
-def centre(means: FloatArray) -> Centred:
-    """Centre the rows (K, d) about their own mean."""
+def centre(means: FloatArray, norms: FloatArray | None = None) -> Centred:
+    """Centre the rows (K, d), whose norms (K,) may be known, about their own mean."""
+    norms = row_norms(means) if norms is None else norms
     mean = means.mean(axis=0)
     rows = means - mean
-    return Centred(mean=mean, rows=rows, norms=row_norms(rows), largest=float(row_norms(means).max()))
+    return Centred(mean=mean, rows=rows, norms=row_norms(rows), largest=float(norms.max()))
 
 
 def row_norms(rows: FloatArray) -> FloatArray:
@@ -145,23 +150,31 @@ def cosines(gram: FloatArray, norms: FloatArray) -> FloatArray:
 
 def row_cosines(first: FloatArray, second: FloatArray) -> FloatArray:
     """Return the cosines (n,) between rows of equal place; NaN where one of them is zero."""
-    scale = row_norms(first) * row_norms(second)
-    dots = np.einsum("ij,ij->i", first, second)
+    return cosines_of(row_products(first, second), row_norms(first) * row_norms(second))
+
+
+def row_products(first: FloatArray, second: FloatArray) -> FloatArray:
+    """Return the products (n,) of rows of equal place."""
+    products: FloatArray = np.einsum("ij,ij->i", first, second)
+    return products
+
+
+def cosines_of(dots: FloatArray, scale: FloatArray) -> FloatArray:
+    """Return the cosines (n,) of products with the lengths `scale`; NaN where one of them is zero."""
     return np.clip(np.divide(dots, scale, out=np.full(scale.shape, np.nan), where=scale > 0), -1.0, 1.0)
-
-
-def pair_values(matrix: FloatArray) -> FloatArray:
-    """Return the entries above the diagonal of (n, n) as a vector (n (n - 1) / 2,), row by row."""
-    return matrix[~np.tri(matrix.shape[0], dtype=bool)]
 
 
 def pair_maximum(matrix: FloatArray) -> tuple[float, tuple[int, int]]:
     """Return the largest entry off the diagonal of a symmetric (n, n), n >= 2, and its pair (i < j)."""
-    other = matrix.copy()
-    np.fill_diagonal(other, -np.inf)
-    # Row by row the first of two equal entries is the one above the diagonal.
-    row, column = divmod(int(np.argmax(other)), matrix.shape[0])
-    return float(matrix[row, column]), (min(row, column), max(row, column))
+    best, pair = -np.inf, (0, 1)
+    for rows in stretches(len(matrix)):
+        other = matrix[rows].copy()
+        np.fill_diagonal(other[:, rows], -np.inf)
+        # Row by row the first of two equal entries is the one above the diagonal.
+        row, column = divmod(int(np.argmax(other)), len(matrix))
+        if other[row, column] > best:
+            best, pair = float(other[row, column]), (rows.start + row, column)
+    return best, (min(pair), max(pair))
 
 
 def pair_mean(matrix: FloatArray) -> float:
@@ -174,13 +187,19 @@ def pair_spread(matrix: FloatArray, expected: float) -> tuple[float, float]:
     """Return the std (ddof 0) and the mean of |x - expected| over pairs of a symmetric (n, n), n >= 2."""
     n = matrix.shape[0]
     count = n * (n - 1.0)
+    total = distance = square = 0.0
     # Zeros on the diagonal, not a difference of sums: at a simplex frame all that is left is rounding.
-    off = matrix - expected
-    np.fill_diagonal(off, 0.0)
-    mean, distance = off.sum() / count, float(np.abs(off).sum() / count)
-    off -= mean
-    np.fill_diagonal(off, 0.0)
-    return float(np.sqrt(np.vdot(off, off) / count)), distance
+    for rows in stretches(n):
+        off = matrix[rows] - expected
+        np.fill_diagonal(off[:, rows], 0.0)
+        total += float(off.sum())
+        distance += float(np.abs(off, out=off).sum())
+    mean = expected + total / count
+    for rows in stretches(n):
+        off = matrix[rows] - mean
+        np.fill_diagonal(off[:, rows], 0.0)
+        square += float(np.vdot(off, off))
+    return float(np.sqrt(square / count)), distance / count
 
 
 def squared_distances(rows: FloatArray, gram: FloatArray | None = None) -> FloatArray:
@@ -191,14 +210,14 @@ def squared_distances(rows: FloatArray, gram: FloatArray | None = None) -> Float
     if gram is None:
         gram = rows @ rows.T
     square = np.diagonal(gram).copy()
-    total = square[:, None] + square[None, :]
-    result = total - gram
+    result = square[:, None] + square[None, :]
     result -= gram
-    total *= CANCELLATION
-    near = result <= total
-    np.fill_diagonal(near, False)
-    if near.any():
-        for first, second in zip(*np.nonzero(np.triu(near, 1)), strict=True):
+    result -= gram
+    np.fill_diagonal(result, np.inf)
+    # First for all at once: as a rule no pair is near.
+    if result.min() <= CANCELLATION * 2 * square.max():
+        near = np.triu(result <= CANCELLATION * (square[:, None] + square[None, :]), 1)
+        for first, second in zip(*np.nonzero(near), strict=True):
             difference = rows[first] - rows[second]
             result[first, second] = result[second, first] = difference @ difference
     np.fill_diagonal(result, 0.0)
@@ -209,12 +228,25 @@ def etf_distance(gram: FloatArray) -> float:
     """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F for G (K, K): the distance to the Gram matrix of a simplex frame."""
     n_classes = gram.shape[0]
     # Products of products: squared once more they leave float64 from lengths of 1e77 on, where |G| would be infinite.
-    rest = gram / np.abs(gram).max()
-    rest /= np.linalg.norm(rest)
+    scale = float(max(gram.max(), -gram.min()))
+    parts = list(stretches(n_classes))
+    length = float(np.linalg.norm([np.linalg.norm(gram[rows] / scale) for rows in parts]))
     size = 1.0 / np.sqrt(n_classes - 1.0)
-    rest += size / n_classes
-    rest.flat[:: n_classes + 1] -= size
-    return float(np.linalg.norm(rest))
+    distances = []
+    for rows in parts:
+        rest = gram[rows] / scale
+        rest /= length
+        rest += size / n_classes
+        square = rest[:, rows]
+        square.flat[:: len(square) + 1] -= size
+        distances.append(np.linalg.norm(rest))
+    return float(np.linalg.norm(distances))
+
+
+def stretches(count: int) -> Iterator[slice]:
+    """Yield slices of `STRETCH` rows that cover `count`: what is made of that many stays in the cache."""
+    for start in range(0, count, STRETCH):
+        yield slice(start, min(start + STRETCH, count))
 
 
 def same_floor(largest: float, *, single: bool = False) -> float:

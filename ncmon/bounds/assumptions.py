@@ -11,8 +11,9 @@ import numpy as np
 
 from ncmon import geometry
 from ncmon.bounds.inputs import CENTRED_BIAS
-from ncmon.bounds.linear import linear_head
-from ncmon.model import Assumption, Head, LayerStats, Window
+from ncmon.bounds.linear import linear, linear_head
+from ncmon.metrics.view import Unavailable, View
+from ncmon.model import Assumption, FloatArray, Head, LayerStats, Window
 
 TITLES = {
     "frozen_weights": "the weights stood still",
@@ -32,13 +33,17 @@ TITLES = {
 """Every assumption by name, in the order of the panel."""
 
 
-def assumptions(window: Window) -> tuple[Assumption, ...]:
-    """Return the panel of a window, in the order of `TITLES`."""
+def assumptions(window: Window, view: View | None = None) -> tuple[Assumption, ...]:
+    """Return the panel of a window, in the order of `TITLES`; `view` is that of its classifier's input, if known."""
     head = window.head
+    try:
+        straight, slopes = (linear_head(window), None) if view is None else (view.shared(linear), view.slopes)
+    except Unavailable:
+        straight, slopes = linear_head(window), None
     found = {
         **_of_window(window),
-        "linear_head": linear_head(window),
-        "no_last_bias": _bias(head),
+        "linear_head": straight,
+        "no_last_bias": _bias(head, slopes),
         "plain_loss": _loss(head),
         **_of_norm(head),
         "decay_weight": _decay(head.weight_decay),
@@ -79,16 +84,17 @@ def _of_counts(layer: LayerStats, n_classes: int) -> dict[str, _Fact]:
     }
 
 
-def _bias(head: Head) -> _Fact:
+def _bias(head: Head, slopes: FloatArray | None) -> _Fact:
     if not head.name:
         return None, "no classifier was found"
     if not head.has_bias:
         return True, "the classifier has none"
     if head.bias is None or head.weight is None:
         return None, "the bias was not sent"
-    slope = geometry.row_norms(head.weight - head.weight.mean(axis=0)).min()
+    if slopes is None:
+        slopes = geometry.row_norms(head.weight - head.weight.mean(axis=0))
     largest = float(np.abs(head.bias - head.bias.mean()).max())
-    return bool(largest <= CENTRED_BIAS * slope), f"|v - mean v| up to {largest:.2g}"
+    return bool(largest <= CENTRED_BIAS * slopes.min()), f"|v - mean v| up to {largest:.2g}"
 
 
 SAME_LOSS = 1e-3

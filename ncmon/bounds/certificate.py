@@ -56,6 +56,8 @@ class Certificates:
 
 def kept(values: FloatArray, reasons: tuple[str, ...], otherwise: str) -> Certificates:
     """Return the positive values whose class has no reason against it; the others say `otherwise`."""
+    if not any(reasons) and (values > 0).all():
+        return Certificates(cosine=values, reasons=reasons)
     with np.errstate(invalid="ignore"):
         found = tuple(reason or ("" if value > 0 else otherwise) for reason, value in zip(reasons, values, strict=True))
     blank = np.array([bool(reason) for reason in found])

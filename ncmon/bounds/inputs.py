@@ -20,7 +20,7 @@ import numpy as np
 
 from ncmon import geometry
 from ncmon.bounds import moment
-from ncmon.bounds.linear import linear_head
+from ncmon.bounds.linear import linear
 from ncmon.metrics.view import Unavailable, View
 from ncmon.model import FloatArray
 
@@ -62,7 +62,7 @@ def class_inputs(view: View) -> ClassInputs:
     layer, present = view.layer, view.present
     if present.size == 0:
         raise Unavailable("no class is present")
-    weight = view.feature_weight
+    _ = view.feature_weight
     head = view.head
     if head.loss_sums is None or head.label_counts is None:
         raise Unavailable("the loss was not measured")
@@ -72,10 +72,10 @@ def class_inputs(view: View) -> ClassInputs:
             " than the bounds allow for"
         )
     # What moved inside a streaming window differs anyway; there bounds are estimates.
-    if view.window.exact and (said := linear_head(view.window, view.centred_weight))[0] is False:
+    if view.window.exact and (said := view.shared(linear))[0] is False:
         raise Unavailable(f"not applicable: the logits are not W h + v of these features ({said[1]})")
     bias = view.bias
-    slope = geometry.row_norms(view.centred_weight[present])
+    slope = view.slopes[present]
     if bias is None:
         shift, shift_scale = np.zeros(present.size), 0.0
     else:
@@ -94,9 +94,11 @@ def class_inputs(view: View) -> ClassInputs:
         long, short = rms * slope * (1 + ALLOWANCE), shorter * slope * (1 + ALLOWANCE)
         own_logit = moment.inverse_loss(loss, view.n_classes) - shift
 
-    floor = geometry.same_floor(float(geometry.row_norms(weight).max()))
-    reasons: list[str] = []
-    for place in range(present.size):
+    floor = geometry.same_floor(float(view.weight_norms.max()))
+    reasons = [""] * present.size
+    unequal = labelled != view.counts
+    doubtful = (nonfinite > 0) | unequal | (mean > rms * (1 + ALLOWANCE)) | ~(slope > floor) | ~(own_logit <= short)
+    for place in np.flatnonzero(doubtful):
         if nonfinite[place] and labelled[place] < view.counts[place]:
             reason = f"vacuous: {int(nonfinite[place])} samples have a loss that is not finite"
         elif labelled[place] != view.counts[place] and (view.window.exact or labelled[place] == 0):
@@ -109,7 +111,7 @@ def class_inputs(view: View) -> ClassInputs:
             reason = "inconsistent: the loss is smaller than these weights and norms allow"
         else:
             reason = ""
-        reasons.append(reason)
+        reasons[place] = reason
     return ClassInputs(
         rms_reach=long,
         mean_reach=short,
@@ -128,7 +130,7 @@ def least(view: View, values: FloatArray, reasons: tuple[str, ...], *, upper: bo
     One class without a value leaves none for all: raises `Unavailable` with the first reason, contradictions first, for
     they say more about the window than a loss that is still high.
     """
-    for kind in ("inconsistent", "vacuous"):
+    for kind in ("inconsistent", "vacuous") if any(reasons) else ():
         named = [
             (int(number), reason)
             for number, reason in zip(view.present, reasons, strict=True)
@@ -163,10 +165,8 @@ def window_inputs(view: View) -> WindowInputs:
         absent = view.n_classes - view.present.size
         raise Unavailable(f"not applicable: {absent} of {view.n_classes} classes are absent")
     bias = view.bias
-    if bias is not None:
-        slope = geometry.row_norms(view.centred_weight)
-        if np.abs(bias - bias.mean()).max() > CENTRED_BIAS * slope.min():
-            raise Unavailable("not applicable: the classifier has a last bias")
+    if bias is not None and np.abs(bias - bias.mean()).max() > CENTRED_BIAS * view.slopes.min():
+        raise Unavailable("not applicable: the classifier has a last bias")
     doubtful = [reason for reason in inputs.reasons if reason and "mean of all rows" not in reason]
     if doubtful:
         least(view, inputs.loss, inputs.reasons)

@@ -53,7 +53,7 @@ import numpy as np
 from ncmon.bounds.moment import ROUNDING
 from ncmon.model import FloatArray
 
-GRIDS = ((12, 9), (12, 9), (7, 6))
+GRIDS = ((8, 6), (7, 6), (7, 6))
 """Values of t1 and of m that are tried at once, grid after grid."""
 GRIDS_OF_MANY = ((7, 6),) * 4
 """The same where numbers, not calls, are what costs."""
@@ -75,6 +75,8 @@ FEW_CELLS = 36
 """The same where no more than the multipliers of two atoms are tried."""
 CHUNK = 128
 """Problems that are worked on at a time, so that their grids and cells stay in the cache."""
+CELLS_FROM = 1e-3
+"""What a certificate may miss of the value that two atoms attain before cells are tried."""
 BEND = 9.0
 """Half the width of that stretch in units of 1 / kappa: outside, f is a line within 1e-4."""
 
@@ -104,13 +106,18 @@ def least_with_mean(
                 at_zero=at_zero[chosen],
             )
             pair = problem.two_atoms()
-            values = [problem.certified(pair)]
+            found = problem.finite(problem.certified(pair))
             if thorough:
-                values += [problem.certified(problem.three_atoms()), problem.certified_on_cells(pair, NUDGES, CELLS)]
-            else:
-                values.append(problem.certified_on_cells(pair, NUDGES[:1], FEW_CELLS))
-            for value in values:
-                best[chosen] = np.fmax(best[chosen], np.where(np.isfinite(value), value, -1.0))
+                found = np.maximum(found, problem.finite(problem.certified(problem.three_atoms())))
+            # No certificate is above what two atoms attain: where little is missing, cells cannot add it.
+            missing = problem.attained(pair) - np.maximum(found, best[chosen])
+            open_ = np.flatnonzero(~(missing <= CELLS_FROM))
+            if open_.size:
+                part, prices = problem.take(open_), pair.take(open_)
+                nudges, cells = (NUDGES, CELLS) if thorough else (NUDGES[:1], FEW_CELLS)
+                on_cells = part.finite(part.certified_on_cells(prices, nudges, cells))
+                found[open_] = np.maximum(found[open_], on_cells)
+            best[chosen] = np.maximum(best[chosen], found)
         return np.clip(best, -1.0, 1.0)
 
 
@@ -125,6 +132,10 @@ class Prices:
     place: FloatArray
     """t1"""
 
+    def take(self, chosen: np.ndarray) -> Prices:
+        """Return the multipliers of the problems `chosen`."""
+        return Prices(norm=self.norm[chosen], loss=self.loss[chosen], place=self.place[chosen])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MeanProblem:
@@ -137,6 +148,27 @@ class MeanProblem:
     own: FloatArray
     at_zero: FloatArray
     """f(0)"""
+
+    def take(self, chosen: np.ndarray) -> MeanProblem:
+        """Return the problems `chosen`."""
+        return MeanProblem(
+            reach=self.reach[chosen],
+            loss=self.loss[chosen],
+            offset=self.offset[chosen],
+            kappa=self.kappa,
+            own=self.own[chosen],
+            at_zero=self.at_zero[chosen],
+        )
+
+    @staticmethod
+    def finite(values: FloatArray) -> FloatArray:
+        """Return the values, -1 where there is none."""
+        return np.where(np.isfinite(values), values, -1.0)
+
+    def attained(self, pair: Prices) -> FloatArray:
+        """Return E[x] of the distribution of two atoms whose multipliers `pair` are: no bound is above it."""
+        rest = self.own / pair.place
+        return rest - 1.0 + rest * np.minimum(pair.place * np.sqrt(rest) / self.reach, 1.0)
 
     def f(self, t: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return f(t) and |f'(t)|."""

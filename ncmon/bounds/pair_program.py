@@ -19,6 +19,8 @@ from ncmon.bounds.moment import ROUNDING
 
 NEWTON_STEPS = 60
 ROOT_STEPS = 40
+X_STEP = 1e-8
+"""Step of x below which the root is found."""
 BACK_OFF = (1e-7, 1e-4, 1e-2, 5e-2, -1e-2, -3e-2, -0.1)
 """Shares by which x is lowered, or raised, until the certificate is near the program's own value: at losses below 1e-20
 other multipliers than the program's certify more."""
@@ -39,9 +41,10 @@ def greatest_inter(n_classes: int, product: float, loss: float, pairs: int = 1) 
             return None
         best = 1.0
         for share in BACK_OFF:
-            found = _certificate(n, product, loss, bad, _solve(n, product, min(root * (1 - share), _top(n)), bad))
+            solved = _solve(n, product, min(root.x * (1 - share), _top(n)), bad, near=root)
+            found = _certificate(n, product, loss, bad, solved)
             best = min(best, found)
-            if best < 1 - 2 * root * root + NEAR:
+            if best < 1 - 2 * root.x * root.x + NEAR:
                 break
     except (ValueError, OverflowError, ZeroDivisionError):
         return None
@@ -52,6 +55,7 @@ def greatest_inter(n_classes: int, product: float, loss: float, pairs: int = 1) 
 class _Solution:
     """The minimum of the program at one x."""
 
+    x: float
     value: float
     partner: float
     """M"""
@@ -69,20 +73,21 @@ def _top(n: int) -> float:
     return math.sqrt(n / (n - 1.0) / 2) * (1 - 1e-12)
 
 
-def _root(n: int, product: float, loss: float, bad: int) -> float | None:
-    """Return x with V(x) = C L by Newton's method inside a bracket; V falls as x grows to its value at a simplex frame.
+def _root(n: int, product: float, loss: float, bad: int) -> _Solution | None:
+    """Return the solution at V(x) = C L by Newton's method inside a bracket; V falls as x grows to a simplex frame's.
 
     By the envelope theorem dV/dx = 2j theta dPbar/dx; `bad` is 2j.
     """
     low, high = 1e-3, _top(n)
     target = n * loss
-    if _solve(n, product, high, bad).value > target:
-        return high
+    found = _solve(n, product, high, bad)
+    if found.value > target:
+        return found
     if _solve(n, product, low, bad).value <= target:
         return None
     x = 0.8 * high
     for _ in range(ROOT_STEPS):
-        found = _solve(n, product, x, bad)
+        found = _solve(n, product, x, bad, near=found)
         # Of its logarithm: over the range of x the loss falls by as many powers of e as alpha beta allows.
         gap = math.log(found.value / target)
         low, high = (x, high) if gap > 0 else (low, x)
@@ -91,14 +96,14 @@ def _root(n: int, product: float, loss: float, bad: int) -> float | None:
         slope = bad * found.theta * rise / length / found.value
         step = x - gap / slope if slope < 0 else high
         new = step if low < step < high else 0.5 * (low + high)
-        if abs(new - x) < 1e-10:
-            return new
+        if abs(new - x) < X_STEP:
+            break
         x = new
-    return x
+    return found
 
 
-def _solve(n: int, product: float, x: float, bad: int) -> _Solution:
-    """Minimise the program by Newton's method with back-tracking."""
+def _solve(n: int, product: float, x: float, bad: int, *, near: _Solution | None = None) -> _Solution:
+    """Minimise the program by Newton's method with back-tracking, from the solution at an x that is `near`."""
     kappa, spread = n / (n - 1.0), n / (n - 2.0)
     log_rest, log_wrong = math.log(n - 2.0), math.log(n - 1.0)
     a1, a2 = 1.0 / (4 * x * x), 1.0 / max(1 - x * x, 1e-14)
@@ -114,6 +119,11 @@ def _solve(n: int, product: float, x: float, bad: int) -> _Solution:
 
     m, z = 2 * product * x * x, product / a2
     value, length, rest, e1, e2, wrong = terms(m, z)
+    if near is not None and near.partner > 0 and near.others > 0:
+        moved_m, moved_z = near.partner * (x / near.x) ** 2, near.others / a2 / max(1 - near.x * near.x, 1e-14)
+        if (tried := terms(moved_m, moved_z))[0] < value:
+            m, z = moved_m, moved_z
+            value, length, rest, e1, e2, wrong = tried
     for _ in range(NEWTON_STEPS):
         q1, q2 = math.exp(e1 - _softplus(wrong)), math.exp(e2 - _softplus(wrong))
         gm, gz = -q1 - 0.5 * q2, -spread * q2
@@ -151,7 +161,7 @@ def _solve(n: int, product: float, x: float, bad: int) -> _Solution:
         if gain <= 1e-15 * abs(value):
             break
     tau = math.exp(-_softplus(kappa * rest - log_wrong))
-    return _Solution(value=value, partner=m, others=z, theta=kappa * tau)
+    return _Solution(x=x, value=value, partner=m, others=z, theta=kappa * tau)
 
 
 def _certificate(n: int, product: float, loss: float, bad: int, found: _Solution) -> float:

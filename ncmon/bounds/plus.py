@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ncmon import geometry
 from ncmon.bounds.certificate import NO_COSINE, NO_LOGIT, Certificates, certify, kept
 from ncmon.bounds.inputs import (
     ALLOWANCE,
@@ -52,7 +51,7 @@ FEW_CLASSES = 32
 def mean_lengths(view: View) -> FloatArray:
     """Return |htilde_c| (K,) enlarged by the rounding of means that were summed in single precision."""
     inputs = view.shared(class_inputs)
-    return np.minimum(geometry.row_norms(view.means) + ALLOWANCE * inputs.mean, inputs.mean)
+    return np.minimum(view.mean_norms + ALLOWANCE * inputs.mean, inputs.mean)
 
 
 def certify_along_rows(view: View) -> FloatArray:
@@ -77,7 +76,7 @@ def certify_along_rows(view: View) -> FloatArray:
 def certify_along_means(view: View) -> FloatArray:
     """Return the certified mean cosine to the class mean (K,), 2 (|htilde|/a)^2 - 1 by Lemma 2.4.5."""
     inputs = view.shared(class_inputs)
-    length = geometry.row_norms(view.means) - ALLOWANCE * inputs.mean
+    length = view.mean_norms - ALLOWANCE * inputs.mean
     with np.errstate(all="ignore"):
         found = 2 * np.square(np.maximum(length, 0.0) / inputs.rms) - 1 - ROUNDING
     return np.where(np.isfinite(found), np.maximum(found, -1.0), -1.0)
@@ -106,7 +105,7 @@ def along_means(view: View, cosine: FloatArray) -> Cap:
     serves all metrics; their rounding is in proportion to (|mu_c - mu_G| + |mu_G|) (|mu_e - mu_G| + |mu_G|).
     """
     rounding = np.full(view.present.size, np.sqrt(gram_rounding(view.layer.n_features)))
-    norms = geometry.row_norms(view.means)
+    norms = view.mean_norms
     if view.present.size <= MANY_CLASSES:
         return Cap.of(view.means @ view.means.T, norms, rounding, cosine)
     centred = view.centred

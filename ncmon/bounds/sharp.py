@@ -152,15 +152,29 @@ class _Multipliers:
                 return None
             return cls(n_classes=n, product=product, loss=loss, bad=bad, log_tau=log_bad + math.log(x), log_tau_bad=top)
         high, low = top, top - 1.0
+        value, moved = None, 0
         for _ in range(60):
             value = excess(low)
             if value is None or value > 0:
                 break
             low = top - 2 * (top - low)
+        # False position between known values, an end's halved when the other has moved twice (Illinois); else halving.
+        below, above = value, excess(high)
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
+            if below is not None and above is not None and above < 0 < below:
+                middle = low + (high - low) * below / (below - above)
+            if not low < middle < high or high - low < 1e-15 * abs(low):
+                break
             value = excess(middle)
-            low, high = (middle, high) if value is None or value > 0 else (low, middle)
+            if value is None or value > 0:
+                above = above if above is None or moved != 1 else above / 2
+                low, below, moved = middle, value, 1
+            else:
+                below = below if below is None or moved != -1 else below / 2
+                high, above, moved = middle, value, -1
+                if value > -4e-16 * n * product:
+                    break
         found = tau_bad(high)
         if found is None:
             return None

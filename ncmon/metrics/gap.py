@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ncmon import geometry
 from ncmon.metrics.spec import Metric
 from ncmon.metrics.view import Unavailable, View, class_array, reading, share
 from ncmon.model import FloatArray
@@ -145,8 +144,9 @@ def class_gap_align(view: View) -> FloatArray:
     """Return g(zbar_c) - g(a_c |w_c - wbar| + v_c - vbar) of every class (K,)."""
     found = view.shared(levels)
     rms = np.sqrt(view.layer.norm_sq_sums[view.present] / view.counts)
+    _ = view.centred_weight
     bias = np.zeros(view.n_classes) if view.bias is None else view.bias - view.bias.mean()
-    reach = rms * geometry.row_norms(view.centred_weight[view.present]) + bias[view.present]
+    reach = rms * view.of_present(view.slopes) + bias[view.present]
     return differences(found.mean, least(reach, view.n_classes))
 
 

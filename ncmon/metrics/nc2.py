@@ -47,19 +47,26 @@ def nc2_etf_err(view: View) -> float:
 
 
 def _unit_distances(view: View) -> FloatArray:
-    """Return |u_c - u_c'| (K, K), u_c = A_c / |A_c|: from cosines, and directly where these leave no digits of it."""
-    square = 2.0 * (1.0 - view.mean_cosines)
-    rows, norms = view.centred.rows, view.centred.norms
-    for first, second in zip(*np.nonzero(np.triu(square <= geometry.CANCELLATION, 1)), strict=True):
-        difference = rows[first] / norms[first] - rows[second] / norms[second]
-        square[first, second] = square[second, first] = difference @ difference
-    return np.sqrt(square.clip(min=0.0))
+    """Return |u_c - u_c'| (K, K), 1 on the diagonal, u_c = A_c / |A_c|.
+
+    From cosines, and directly where these leave no digits of it.
+    """
+    square = 1.0 - view.mean_cosines
+    square *= 2.0
+    np.fill_diagonal(square, 1.0)
+    if square.min() <= geometry.CANCELLATION:
+        rows, norms = view.centred.rows, view.centred.norms
+        for first, second in zip(*np.nonzero(np.triu(square <= geometry.CANCELLATION, 1)), strict=True):
+            difference = rows[first] / norms[first] - rows[second] / norms[second]
+            square[first, second] = square[second, first] = difference @ difference
+    np.maximum(square, 0.0, out=square)
+    return np.sqrt(square, out=square)
 
 
 @reading
 def nc2g_dist(view: View) -> float:
     """Return the variance over pairs of |u_c - u_c'|, u_c = A_c / |A_c|, ddof 0."""
-    return float(geometry.pair_values(view.shared(_unit_distances)).var())
+    return geometry.pair_spread(view.shared(_unit_distances), 0.0)[0] ** 2
 
 
 @reading
@@ -70,12 +77,12 @@ def nc2g_log(view: View) -> float:
     if -least <= geometry.same_floor(1.0, single=view.layer.means_f4):
         names = f"classes {view.present[first]} and {view.present[second]}"
         raise Unavailable(f"{names} have means in one direction: their distance has no logarithm")
-    return float(np.log(geometry.pair_values(distances)).var())
+    return geometry.pair_spread(np.log(distances), 0.0)[0] ** 2
 
 
 def _row_norms(view: View) -> FloatArray:
     """Return |w_c| (C,), all positive."""
-    norms = geometry.row_norms(view.weight)
+    norms = view.weight_norms
     lowest = int(np.argmin(norms))
     if norms[lowest] == 0:
         raise Unavailable(f"row {lowest} of the classifier is zero")

@@ -13,18 +13,16 @@ from ncmon.metrics.spec import Metric
 from ncmon.metrics.view import Unavailable, View, class_array, reading
 from ncmon.model import FloatArray
 
-STRETCH = 32
-"""Rows that are worked on at a time."""
-
 _NEEDS = ("class_counts", "class_means", "weight")
 
 
 def _alignment(view: View) -> FloatArray:
     """Return cos(w_c - wbar, mu_c) of the present classes (K,), NaN where a vector is zero."""
     rows = view.of_present(view.centred_weight)
-    floor = geometry.same_floor(float(geometry.row_norms(view.feature_weight).max()))
-    values = geometry.row_cosines(rows, view.means)
-    return np.where(geometry.row_norms(rows) > floor, values, np.nan)
+    slopes = view.of_present(view.slopes)
+    floor = geometry.same_floor(float(view.weight_norms.max()))
+    values = geometry.cosines_of(geometry.row_products(rows, view.means), slopes * view.mean_norms)
+    return np.where(slopes > floor, values, np.nan)
 
 
 def _complete(view: View) -> FloatArray:
@@ -53,7 +51,9 @@ def nc3_cos_mean(view: View) -> float:
 def _raw_alignment(view: View) -> FloatArray:
     """Return cos(w_c, mu_c) of the present classes (K,)."""
     view.need_classes()
-    values = geometry.row_cosines(view.of_present(view.feature_weight), view.means)
+    rows = view.of_present(view.feature_weight)
+    lengths = view.of_present(view.weight_norms) * view.mean_norms
+    values = geometry.cosines_of(geometry.row_products(rows, view.means), lengths)
     undefined = view.present[np.isnan(values)]
     if undefined.size:
         raise Unavailable(f"class {undefined[0]} has a zero mean, or the classifier's row is zero")
@@ -74,11 +74,16 @@ def nc3_raw_cos_mean(view: View) -> float:
     return float(view.shared(_raw_alignment).mean())
 
 
+def _own_products(view: View) -> FloatArray:
+    """Return w_c . (mu_c - mu_G) of the present classes (K,)."""
+    return geometry.row_products(view.of_present(view.feature_weight), view.centred.rows)
+
+
 def _centred_alignment(view: View) -> FloatArray:
     """Return cos(w_c, mu_c - mu_G) of the present classes (K,)."""
     view.need_between()
     centred = view.centred
-    values = geometry.row_cosines(view.feature_weight[view.present], centred.rows)
+    values = geometry.cosines_of(view.shared(_own_products), view.of_present(view.weight_norms) * centred.norms)
     undefined = view.present[np.isnan(values) | (centred.norms <= view.same_floor)]
     if undefined.size:
         raise Unavailable(f"class {undefined[0]} has its mean at the global mean, or the classifier's row is zero")
@@ -95,8 +100,7 @@ def nc3_centred_cos_mean(view: View) -> float:
 def nc3u_uni_dual(view: View) -> float:
     """Return the variance over classes of w_c . (mu_c - mu_G), ddof 1."""
     view.need_between()
-    products = np.einsum("ij,ij->i", view.feature_weight[view.present], view.centred.rows)
-    return float(products.var(ddof=1))
+    return float(view.shared(_own_products).var(ddof=1))
 
 
 @class_array
@@ -110,14 +114,12 @@ def nc3_frob(view: View) -> float:
     """Return | W/|W| - A/|A| |_F over the present rows; the root, where Papyan plots its square."""
     rows = view.of_present(view.feature_weight)
     view.need_between()
-    length = float(np.linalg.norm(rows))
+    length = float(np.linalg.norm(view.of_present(view.weight_norms)))
     if length == 0:
         raise Unavailable("the classifier's rows of the present classes are zero")
     means = view.centred.rows
     scale = float(np.linalg.norm(view.centred.norms))
-    # By stretches that stay in the cache: a whole difference is one more array of the size of W.
-    stretches = (slice(start, start + STRETCH) for start in range(0, len(rows), STRETCH))
-    parts = [np.linalg.norm(rows[part] / length - means[part] / scale) for part in stretches]
+    parts = [np.linalg.norm(rows[part] / length - means[part] / scale) for part in geometry.stretches(len(rows))]
     return float(np.linalg.norm(parts))
 
 
@@ -125,7 +127,11 @@ def nc3_frob(view: View) -> float:
 def nc3_dual_err(view: View) -> float:
     """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F, G = W A^T over the present rows."""
     view.need_between()
-    gram = view.of_present(view.feature_weight) @ view.centred.rows.T
+    rows, means = view.of_present(view.feature_weight), view.centred.rows
+    if view.layer.means_f4:
+        # Both came in single precision, whose rounding is more than that of their products in it.
+        rows, means = rows.astype(np.float32), means.astype(np.float32)
+    gram = np.asarray(rows @ means.T, dtype=np.float64)
     if not np.any(gram):
         raise Unavailable("the classifier's rows are orthogonal to all class means")
     return geometry.etf_distance(gram)

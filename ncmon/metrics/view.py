@@ -173,10 +173,15 @@ class View:
         return self.of_present(self.layer.class_means)
 
     @cached_property
+    def mean_norms(self) -> FloatArray:
+        """(K,) |mu_c|."""
+        return geometry.row_norms(self.means)
+
+    @cached_property
     def centred(self) -> geometry.Centred:
         """The class means about mu_G, each present class counting once."""
         self.need_classes()
-        return geometry.centre(self.means)
+        return geometry.centre(self.means, self.mean_norms)
 
     @cached_property
     def mean_gram(self) -> FloatArray:
@@ -331,6 +336,11 @@ class View:
         return head.weight
 
     @cached_property
+    def weight_norms(self) -> FloatArray:
+        """(C,) |w_c|."""
+        return geometry.row_norms(self.weight)
+
+    @cached_property
     def bias(self) -> FloatArray | None:
         """(C,) the last bias, None where there is none or all of it is zero."""
         head = self.head
@@ -359,6 +369,11 @@ class View:
         return self.weight - self.weight.mean(axis=0)
 
     @cached_property
+    def slopes(self) -> FloatArray:
+        """(C,) |w_c - wbar|."""
+        return geometry.row_norms(self._centred_rows)
+
+    @cached_property
     def centred_gram(self) -> FloatArray:
         """(C, C) products of the rows w_c - wbar."""
         return self._centred_rows @ self._centred_rows.T
@@ -380,7 +395,7 @@ class View:
         weight = self.weight
         mean = weight.mean(axis=0)
         square = float(mean @ mean)
-        if geometry.row_norms(weight).min() < SHORT_ROW * np.sqrt(square):
+        if self.weight_norms.min() < SHORT_ROW * np.sqrt(square):
             return weight @ weight.T
         along = weight @ mean
         gram = self.centred_gram + along[:, None]
@@ -390,7 +405,7 @@ class View:
     @cached_property
     def weight_rms(self) -> float:
         """beta = |W|_F / sqrt(C)."""
-        return float(np.linalg.norm(self.weight) / np.sqrt(self.n_classes))
+        return float(np.linalg.norm(self.weight_norms) / np.sqrt(self.n_classes))
 
     @cached_property
     def feature_rms(self) -> float:
