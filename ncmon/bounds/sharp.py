@@ -197,7 +197,7 @@ class _Multipliers:
         theta = math.exp(self.log_tau) * n / (n - 1.0)
         other = good * self._good(theta) if good else 0.0
         spent = n * self.loss + theta * n * self.product
-        for x in (self.cosine * (1 - loss) for loss in (1e-9, 1e-7, 1e-5, 1e-3)):
+        for x in (self.cosine * (1 - loss) for loss in (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)):
             log_bad = self.log_tau - math.log(x)
             if log_bad >= math.log((n - 1.0) / n):
                 continue

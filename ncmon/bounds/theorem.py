@@ -19,7 +19,8 @@ alpha beta. If j1 classes had zbar_c < alpha beta - eps3 - Delta_1, Lemma 2.4.1 
 of P_c over j2 classes is at most C alpha beta less the zbar of the others, which gives the denominator. []
 
 Pairs of such classes (one more lemma, 2.4.3, for the wrong logits, and a replacement of Lemma 2.4.6, whose proof drops
-a first-order term): with zmin, pmax the numerator and denominator of rho, gap = C eps / (k+1),
+a first-order term): with zmin, pmax the numerator and denominator of rho, gap = C eps / (k'+1), which the loss gaps of
+all but k' classes do not exceed, so that k + k' classes are left out,
 
     E1  = (e^gap - 1) e^(m+eps),  rad = sqrt(2 E1 e^(kappa pmax)),  y = -zmin/(C-1) + rad >= dw_e . htilde_c
     eta = sqrt(2 C eps3/(alpha beta)),  s = (-+eta + sqrt(eta^2 + 4 p))/2, p = {zmin, pmax}/(alpha beta):
@@ -63,7 +64,7 @@ class Theorem:
     nc3: float | None
     intra: float | None
     inter: float | None
-    """Of pairs of classes that are no exceptions."""
+    """Of pairs of the same number of classes, half of the exceptions being those of `pair_gap`."""
     gap: float
     """eps = L - m."""
     vacuous_above_log10: float
@@ -89,26 +90,30 @@ def theorem(inputs: WindowInputs, *, exceptions: int = 0, tight: bool = False) -
         bottom = max(bottom, _inverse(n * loss, n))
         top = max(min(top, n * product - (n - 1) * _inverse(n * loss / (n - 1), n)), product)
     log_modulus = lemmas.least_log_modulus(bottom, top, n)
-    first = exceptions - exceptions // 2 + 1
-    second = exceptions // 2 + 1
-    if max(first, second) >= n:
-        first = second = n // 2
 
+    def ends(left_out: int) -> tuple[float, float, int]:
+        """Return numerator and denominator of rho for all but so many classes, and j1."""
+        first, second = left_out - left_out // 2 + 1, left_out // 2 + 1
+        if max(first, second) >= n:
+            first = second = n // 2
+        lower = product - missing - lemmas.deviation_of_share(gap, log_modulus, points=n, share=first)
+        upper = product + (n / second - 1) * missing
+        upper += lemmas.deviation_of_share(gap, log_modulus, points=n, share=second)
+        return lower, upper, first
+
+    lower, upper, first = ends(exceptions)
     limit = (2 * math.log((1 - math.sqrt(0.5)) / (1 + math.sqrt(0.5)) * product) + log_modulus) / math.log(10)
     limit -= math.log10(2 * (n / first - 1))
-    lower = product - missing - lemmas.deviation_of_share(gap, log_modulus, points=n, share=first)
-    upper = product + (n / second - 1) * missing
-    upper += lemmas.deviation_of_share(gap, log_modulus, points=n, share=second)
     if lower <= 0:
         return Theorem(nc3=None, intra=None, inter=None, gap=gap, vacuous_above_log10=limit)
     rho = lower / upper
-    intra = lemmas.intra_cosine(rho)
     inter = None
-    if intra is not None:
-        pair_gap = n * gap / (exceptions + 1)
-        if pair_gap < OVERFLOW:
-            inter = _pairs(n, product, loss, lower, upper, missing, pair_gap, kappa)
-    return Theorem(nc3=rho, intra=intra, inter=inter, gap=gap, vacuous_above_log10=limit)
+    of_gaps = exceptions // 2
+    lower, upper, _ = ends(exceptions - of_gaps)
+    pair_gap = n * gap / (of_gaps + 1)
+    if lower > 0 and lemmas.intra_cosine(lower / upper) is not None and pair_gap < OVERFLOW:
+        inter = _pairs(n, product, loss, lower, upper, missing, pair_gap, kappa)
+    return Theorem(nc3=rho, intra=lemmas.intra_cosine(rho), inter=inter, gap=gap, vacuous_above_log10=limit)
 
 
 def _pairs(

@@ -202,10 +202,10 @@ def _all_but(run: StoredRun, window: WindowReadings, delta: float | None) -> Ite
         values["sharp_inter"] = found.inter
         for tight, name in ((False, "thm"), (True, "thm_tight")):
             proven = theorem.theorem(start, exceptions=exceptions, tight=tight)
-            values[f"{name}_intra"], values[f"{name}_nc3"] = proven.intra, proven.nc3
+            values |= {f"{name}_intra": proven.intra, f"{name}_nc3": proven.nc3, f"{name}_inter": proven.inter}
     except Unavailable as missing:
         reason = str(missing)
-    for name in ("sharp_intra", "sharp_nc3", "sharp_inter", "thm_intra", "thm_nc3", "thm_tight_intra"):
+    for name in (name for name in bounds if name.startswith(("sharp_", "thm_"))):
         yield Comparison(
             window=window,
             layer=layer.key.name,
@@ -223,12 +223,13 @@ def _worst_but(run: StoredRun, window: WindowReadings, bound: Bound, exceptions:
     from ncmon.model import CLASSIFIER_INPUT
 
     if bound.of == "inter_cos_max":
-        # As many as the proof leaves out: the ends of disjoint pairs.
         try:
             matrix = run.matrix("inter_cos", split=window.split, step=window.step)
         except NotFound:
             return None
-        return cover.greatest_but(matrix, exceptions // 2 * 2)
+        # As many as the proof leaves out: of S the ends of disjoint pairs.
+        left_out = exceptions // 2 * 2 if bound.name.startswith("sharp_") else exceptions
+        return cover.greatest_but(matrix, left_out)
     arrays = window.layers[CLASSIFIER_INPUT].class_arrays
     values = sorted(arrays["nc3_cos_class" if bound.of == "nc3_cos_min" else "intra_cos"].tolist())
     kept = [value for value in values if not math.isnan(value)]

@@ -197,6 +197,40 @@ def test_pairs_but_k_stop_at_states_of_so_many_bad_pairs(exceptions: int) -> Non
     assert known == sorted(known, reverse=True)
 
 
+@pytest.mark.parametrize("tight", [False, True])
+@pytest.mark.parametrize("exceptions", [0, 1, 2])
+def test_the_theorem_but_k_holds_next_to_a_frame(exceptions: int, tight: bool) -> None:
+    """Pairs of all but k classes, alignment and cosines too: where the theorem says something, states keep to it."""
+    n_classes, product = 4, 2.0
+    frame = simplex(n_classes, n_classes)
+    said = 0
+    nearest = 2.0
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        noise = 10.0 ** rng.uniform(-7, -1) * rng.normal(size=(2, n_classes, n_classes))
+        # Some classes are moved much more than the others: those are the exceptions.
+        noise[:, : exceptions + 1] *= rng.uniform(1, 10)
+        rows = frame + noise[1]
+        rows -= rows.mean(axis=0)
+        features = product * (frame + noise[0])
+        logits = features @ rows.T
+        losses = np.logaddexp.reduce(logits, axis=1) - np.diagonal(logits)
+        scales = math.sqrt((features**2).sum(axis=1).mean()) * math.sqrt((rows**2).sum(axis=1).mean())
+        start = WindowInputs(n_classes=n_classes, product=scales, loss=float(losses.mean()))
+        found = theorem.theorem(start, exceptions=exceptions, tight=tight)
+        units = features / np.linalg.norm(features, axis=1, keepdims=True)
+        cosines = np.einsum("ij,ij->i", rows, units) / np.linalg.norm(rows, axis=1)
+        if found.nc3 is not None:
+            assert np.sort(cosines)[exceptions] >= found.nc3 - 1e-9
+        worst = cover.greatest_but(units @ units.T, exceptions)
+        if found.inter is not None and worst is not None:
+            said += 1
+            assert found.inter >= worst - 1e-9
+            nearest = min(nearest, found.inter - worst)
+    assert said > 10
+    assert nearest < 0.1
+
+
 @given(seed=st.integers(0, 10_000), n_classes=st.integers(2, 7), k=st.integers(0, 4), missing=st.booleans())
 def test_the_best_classes_to_leave_out_are_found(seed: int, n_classes: int, k: int, missing: bool) -> None:
     rng = np.random.default_rng(seed)
