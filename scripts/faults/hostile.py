@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +32,13 @@ from tests.factories import make_window
 from tests.messages import Prepared, make_info, to_wire, window_frames
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What an attacker knows."""
+
+    endpoint: str
+
+
 def dealer(context: zmq.Context[Any], endpoint: str) -> zmq.Socket[Any]:
     made = context.socket(zmq.DEALER)
     made.linger, made.sndtimeo, made.rcvtimeo = 0, 200, 200
@@ -36,7 +46,7 @@ def dealer(context: zmq.Context[Any], endpoint: str) -> zmq.Socket[Any]:
     return made
 
 
-def greeted(context: zmq.Context[Any], site: Stand, rng: random.Random) -> tuple[zmq.Socket[Any], bytes]:
+def greeted(context: zmq.Context[Any], site: Site, rng: random.Random) -> tuple[zmq.Socket[Any], bytes]:
     made, stream = dealer(context, site.endpoint), rng.randbytes(16)
     with suppress(zmq.Again):
         made.send_multipart(wire.encode(wire.Hello(versions=[1], run=make_info(run_id="evil")), stream=stream))
@@ -66,7 +76,7 @@ def mutated(frames: list[bytes], rng: random.Random) -> list[bytes]:
     return list(map(bytes, frames))
 
 
-def fuzz(site: Stand, rng: random.Random, stop: threading.Event) -> int:
+def fuzz(site: Site, rng: random.Random, stop: threading.Event) -> int:
     context: zmq.Context[Any] = zmq.Context()
     sent = 0
     peer, stream, seq = None, b"", 0
@@ -88,7 +98,7 @@ def fuzz(site: Stand, rng: random.Random, stop: threading.Event) -> int:
     return sent
 
 
-def noise(site: Stand, rng: random.Random, stop: threading.Event) -> int:
+def noise(site: Site, rng: random.Random, stop: threading.Event) -> int:
     """Random bytes, greetings that never end, frames of a claimed gigabyte."""
     sent = 0
     slow: list[socket.socket] = []
@@ -117,7 +127,7 @@ def noise(site: Stand, rng: random.Random, stop: threading.Event) -> int:
     return sent
 
 
-def crowd(site: Stand, rng: random.Random, stop: threading.Event) -> int:
+def crowd(site: Site, rng: random.Random, stop: threading.Event) -> int:
     """Many frames in one message, large messages that nobody asked for, and never a look at an answer."""
     context: zmq.Context[Any] = zmq.Context()
     peers = [greeted(context, site, rng)[0] for _ in range(8)]
@@ -132,7 +142,7 @@ def crowd(site: Stand, rng: random.Random, stop: threading.Event) -> int:
     return sent
 
 
-def speaking(site: Stand) -> socket.socket:
+def speaking(site: Site) -> socket.socket:
     """Return a raw connection behind its handshake, as a DEALER."""
     raw = socket.socket(socket.AF_UNIX)
     raw.settimeout(2.0)
@@ -147,7 +157,7 @@ def speaking(site: Stand) -> socket.socket:
     return raw
 
 
-def endless(site: Stand, rng: random.Random, stop: threading.Event) -> int:
+def endless(site: Site, rng: random.Random, stop: threading.Event) -> int:
     """Messages whose last part never comes, as fast as they are taken, and a gigabyte that is only announced."""
     part = b"\x03" + (65536).to_bytes(8, "big") + bytes(65536)
     sent = 0
@@ -162,63 +172,97 @@ def endless(site: Stand, rng: random.Random, stop: threading.Event) -> int:
     return sent
 
 
+ATTACKS = (fuzz, noise, crowd, endless)
+
+
+def attack(site: Site, seed: int) -> None:
+    """Attack from a thread each until standard input ends, then print how much was sent."""
+    stop = threading.Event()
+    counts: dict[str, int] = {}
+
+    def start(number: int, what: Callable[..., int]) -> threading.Thread:
+        def act() -> None:
+            counts[what.__name__] = what(site, random.Random(seed + number), stop)
+
+        thread = threading.Thread(target=act)
+        thread.start()
+        return thread
+
+    threads = [start(number, what) for number, what in enumerate(ATTACKS)]
+    sys.stdin.read()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    print(json.dumps(counts), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--attack", metavar="ENDPOINT", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.attack:
+        return attack(Site(endpoint=args.attack), args.seed)
     with stand() as site:
         daemon = site.daemon()
         site.watch_inserts()
-        stop = threading.Event()
-        counts: dict[str, int] = {}
-
-        def start(what: Callable[..., int], number: int) -> threading.Thread:
-            def act() -> None:
-                counts[what.__name__] = what(site, random.Random(args.seed + number), stop)
-
-            thread = threading.Thread(target=act)
-            thread.start()
-            return thread
-
         before = resident_bytes(daemon.pid)
-        threads = [start(what, number) for number, what in enumerate((fuzz, noise, crowd, endless))]
-        outbox = Outbox()
-        honest = Sender(endpoint=site.endpoint, run=make_info(), outbox=outbox, log=logging.getLogger("honest"))
-        slowest, most, step = 0.0, before, 0
-        end = time.monotonic() + args.seconds
-        while time.monotonic() < end:
-            meta, blob = to_wire(make_window(layers=1, n_features=6, per_class=4, step=step))
-            begin = time.monotonic()
-            outbox.offer(Prepared(meta, blob), len(blob))
-            honest.start()
-            honest.wake()
-            step += 1
-            while outbox.counts().held and time.monotonic() < begin + 30:
-                time.sleep(0.002)
-            slowest = max(slowest, time.monotonic() - begin)
-            if daemon.poll() is None:
-                most = peak_bytes(daemon.pid)
-            time.sleep(0.02)
-        stop.set()
-        for thread in threads:
-            thread.join()
-        alive = daemon.poll() is None
-        honest.close(5.0)
-        if not alive:
-            print(site.read("daemon.log")[-3000:], daemon.returncode)
+        # In a process of their own: what the honest client waits for is the daemon, and not Python's lock.
+        attackers = subprocess.Popen(
+            [sys.executable, __file__, "--attack", site.endpoint, "--seed", str(args.seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=site.environment,
+            text=True,
+        )
+        try:
+            found = honest(site, daemon, args.seconds)
+            counts = json.loads(attackers.communicate(timeout=60.0)[0])
+        finally:
+            attackers.kill()
+            attackers.wait()
         report(
             fault="hostile peers",
-            alive=alive,
             sent=counts,
-            served_within_s=round(slowest, 3),
             idle_mb=before >> 20,
-            peak_mb=most >> 20,
             sessions_cut=site.read("daemon.log").count("asked for a new session"),
-            honest_windows=step,
-            **{name: value for name, value in site.verdict({"run": set(range(step))}).items() if name != "accepted"},
+            **found,
             evil_rejected=site.rows("SELECT code, count(*) FROM rejected GROUP BY code ORDER BY 2 DESC"),
         )
+
+
+def honest(site: Stand, daemon: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+    """Send one window after another, each when the one before is acknowledged; return how that went."""
+    outbox = Outbox()
+    sender = Sender(endpoint=site.endpoint, run=make_info(), outbox=outbox, log=logging.getLogger("honest"))
+    slowest, most, step = 0.0, 0, 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        meta, blob = to_wire(make_window(layers=1, n_features=6, per_class=4, step=step))
+        begin = time.monotonic()
+        outbox.offer(Prepared(meta, blob), len(blob))
+        sender.start()
+        sender.wake()
+        step += 1
+        while outbox.counts().held and time.monotonic() < begin + 30:
+            time.sleep(0.002)
+        slowest = max(slowest, time.monotonic() - begin)
+        if daemon.poll() is None:
+            most = peak_bytes(daemon.pid)
+        time.sleep(0.02)
+    alive = daemon.poll() is None
+    sender.close(5.0)
+    if not alive:
+        print(site.read("daemon.log")[-3000:], daemon.returncode)
+    verdict = site.verdict({"run": set(range(step))})
+    return {
+        "alive": alive,
+        "served_within_s": round(slowest, 3),
+        "peak_mb": most >> 20,
+        "honest_windows": step,
+        **{name: value for name, value in verdict.items() if name != "accepted"},
+    }
 
 
 if __name__ == "__main__":
