@@ -125,7 +125,10 @@ def nc3_frob(view: View) -> float:
 
 @reading
 def nc3_dual_err(view: View) -> float:
-    """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F, G = W A^T over the present rows."""
+    """Return | G/|G| - (I - 11^T/K)/sqrt(K-1) |_F, G = W A^T over the present rows.
+
+    Where means came in single precision it is right to 1e-7 sqrt(K), in absolute terms.
+    """
     view.need_between()
     rows, means = view.of_present(view.feature_weight), view.centred.rows
     if view.layer.means_f4:
