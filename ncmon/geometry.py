@@ -177,6 +177,11 @@ def pair_maximum(matrix: FloatArray) -> tuple[float, tuple[int, int]]:
     return best, (min(pair), max(pair))
 
 
+def pair_values(matrix: FloatArray) -> FloatArray:
+    """Return the entries above the diagonal of (n, n) as a vector (n (n - 1) / 2,), row by row."""
+    return np.concatenate([row[place + 1 :] for place, row in enumerate(matrix)])
+
+
 def pair_mean(matrix: FloatArray) -> float:
     """Return the mean over pairs of a symmetric (n, n), n >= 2."""
     n = matrix.shape[0]

@@ -63,21 +63,26 @@ def _unit_distances(view: View) -> FloatArray:
     return np.sqrt(square, out=square)
 
 
+def _pair_distances(view: View) -> FloatArray:
+    """Return |u_c - u_c'| of every pair (K (K-1) / 2,)."""
+    return geometry.pair_values(view.shared(_unit_distances))
+
+
 @reading
 def nc2g_dist(view: View) -> float:
     """Return the variance over pairs of |u_c - u_c'|, u_c = A_c / |A_c|, ddof 0."""
-    return geometry.pair_spread(view.shared(_unit_distances), 0.0)[0] ** 2
+    return float(view.shared(_pair_distances).var())
 
 
 @reading
 def nc2g_log(view: View) -> float:
     """Return the variance over pairs of log(1 / |u_c - u_c'|), u_c = A_c / |A_c|, ddof 0."""
-    distances = view.shared(_unit_distances)
-    least, (first, second) = geometry.pair_maximum(-distances)
-    if -least <= geometry.same_floor(1.0, single=view.layer.means_f4):
+    distances = view.shared(_pair_distances)
+    if distances.min() <= geometry.same_floor(1.0, single=view.layer.means_f4):
+        _, (first, second) = geometry.pair_maximum(-view.shared(_unit_distances))
         names = f"classes {view.present[first]} and {view.present[second]}"
         raise Unavailable(f"{names} have means in one direction: their distance has no logarithm")
-    return geometry.pair_spread(np.log(distances), 0.0)[0] ** 2
+    return float(np.log(distances).var())
 
 
 def _row_norms(view: View) -> FloatArray:
