@@ -185,13 +185,19 @@ class Transport:
     def receive(self) -> Delivery | None:
         """Return the next message of a client, None when there is none now."""
         assert self._ingest is not None
+        peer: bytes
+        user = ""
         try:
-            first = self._ingest.recv(zmq.NOBLOCK, copy=False)
+            if self._key is None:
+                peer = self._ingest.recv(zmq.NOBLOCK)
+            else:
+                first = self._ingest.recv(zmq.NOBLOCK, copy=False)
+                peer, user = first.bytes, _user_of(first)
         except zmq.Again:
             return None
-        peer, user = first.bytes, "" if self._key is None else _user_of(first)
         frames: list[bytes] = []
-        while self._ingest.getsockopt(zmq.RCVMORE):
+        more = self._ingest.get
+        while more(zmq.RCVMORE):
             frame = self._ingest.recv()
             if len(frames) <= wire.MAX_FRAMES:
                 frames.append(frame)

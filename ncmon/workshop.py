@@ -48,7 +48,7 @@ IN_FLIGHT = 4
 ATTEMPTS = 3
 IDLE_S = 60.0
 """Without work the process ends, and gives its memory back."""
-NICENESS = 5
+NICENESS = 10
 RESTART_MIN_S, RESTART_MAX_S = 0.5, 30.0
 """Between a process that failed and the next."""
 _LENGTH = struct.Struct("<I")

@@ -25,18 +25,20 @@ centred row, as all of the theorem is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ncmon.bounds import moment
-from ncmon.bounds.inputs import LOSS_STATISTICS, PER_CLASS, PER_CLASS_FACTS, class_inputs, least
+from ncmon.bounds.inputs import LOSS_STATISTICS, PER_CLASS, PER_CLASS_FACTS, ClassInputs, class_inputs, least
 from ncmon.metrics.spec import Bound
 from ncmon.metrics.view import View, class_array, reading
 from ncmon.model import FloatArray
 
 NO_COSINE = "vacuous: the loss does not exclude a mean cosine of zero"
-NO_LOGIT = "vacuous: the loss does not exclude an own logit of zero"
+NEEDS = "vacuous: needs a loss below {level:.4g}, it is {loss:.4g}"
+"""Of a class, with the level at which its certificate begins to say something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,12 +56,15 @@ class Certificates:
         return np.square(self.cosine)
 
 
-def kept(values: FloatArray, reasons: tuple[str, ...], otherwise: str) -> Certificates:
-    """Return the positive values whose class has no reason against it; the others say `otherwise`."""
+def kept(values: FloatArray, reasons: tuple[str, ...], otherwise: Callable[[int], str]) -> Certificates:
+    """Return the positive values whose class has no reason against it; the others say what `otherwise` does of them."""
     if not any(reasons) and (values > 0).all():
         return Certificates(cosine=values, reasons=reasons)
     with np.errstate(invalid="ignore"):
-        found = tuple(reason or ("" if value > 0 else otherwise) for reason, value in zip(reasons, values, strict=True))
+        found = tuple(
+            reason or ("" if value > 0 else otherwise(place))
+            for place, (reason, value) in enumerate(zip(reasons, values, strict=True))
+        )
     blank = np.array([bool(reason) for reason in found])
     return Certificates(cosine=np.where(blank, np.nan, values), reasons=found)
 
@@ -74,14 +79,33 @@ def certify(view: View) -> Certificates:
         shift=inputs.shift,
         n_classes=view.n_classes,
     )
-    return kept(cosine, inputs.reasons, NO_COSINE)
+    return kept(cosine, inputs.reasons, lambda place: _no_cosine(view, inputs, place))
+
+
+def _no_cosine(view: View, inputs: ClassInputs, place: int) -> str:
+    """Return why a class has no certificate, and what it would take."""
+    one = slice(place, place + 1)
+    level = moment.vacuous_above(
+        rms_reach=inputs.rms_reach[one],
+        mean_reach=inputs.mean_reach[one],
+        shift=inputs.shift[one],
+        n_classes=view.n_classes,
+    )
+    return NEEDS.format(level=level[0], loss=inputs.loss[place])
 
 
 def certify_alignment(view: View) -> Certificates:
     """Return the certified cos(w_c - wbar, mu_c) of a classifier's input."""
     inputs = view.shared(class_inputs)
     with np.errstate(all="ignore"):
-        return kept(np.minimum(inputs.own_logit / inputs.mean_reach, 1.0), inputs.reasons, NO_LOGIT)
+        return kept(np.minimum(inputs.own_logit / inputs.mean_reach, 1.0), inputs.reasons, no_logit(view, inputs))
+
+
+def no_logit(view: View, inputs: ClassInputs) -> Callable[[int], str]:
+    """Return what says why a class has no certified own logit: g(dv) is the loss of an own logit of zero."""
+    n = view.n_classes
+    levels = np.logaddexp(0.0, np.log(n - 1.0) - n / (n - 1.0) * inputs.shift)
+    return lambda place: NEEDS.format(level=levels[place], loss=inputs.loss[place])
 
 
 @class_array

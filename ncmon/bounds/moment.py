@@ -56,6 +56,8 @@ SANE = 1e-9
 """Largest excess of a certificate over an attained mean cosine that rounding of the latter can explain."""
 
 BISECTIONS = 44
+LEVEL_GRID = 257
+"""Values of q from which the level of a vacuous certificate is taken: right within 1e-4 of it."""
 GRID = 33
 """Values of q that bracket the best one."""
 GOLDEN_STEPS = 40
@@ -87,6 +89,24 @@ def least_mean_cosine(
                 problem = _Problem(reach=reach[chosen], loss=loss[chosen], offset=offset, kappa=kappa, power=power)
                 best[chosen] = np.maximum(best[chosen], _certified(problem))
     return np.where(best > 0, best, np.nan)
+
+
+def vacuous_above(*, rms_reach: FloatArray, mean_reach: FloatArray, shift: FloatArray, n_classes: int) -> FloatArray:
+    """Return the mean loss (K,) from which on a mean cosine of zero is possible; arguments as above.
+
+    The least of q f(0) + (1-q) f(t) over distributions with E[x] = 0: mass q at n = 0, x = -1, the rest at x = q/(1-q),
+    n = (1-q)^(-1/p), t = P n x.
+    """
+    kappa = n_classes / (n_classes - 1.0)
+    offset = np.log(n_classes - 1.0) - kappa * shift
+    q = np.linspace(0.0, 0.5, LEVEL_GRID)[:, None]
+    at_zero = np.logaddexp(0.0, offset)
+    levels = []
+    with np.errstate(all="ignore"):
+        for power, reach in ((2, rms_reach), (1, mean_reach)):
+            t = reach * (1 - q) ** (-1.0 / power) * q / (1 - q)
+            levels.append((q * at_zero + (1 - q) * np.logaddexp(0.0, offset - kappa * t)).min(axis=0))
+    return np.maximum(*levels)
 
 
 def least_along(*, rms_reach: FloatArray, mean_reach: FloatArray, loss: FloatArray, offset: FloatArray) -> FloatArray:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ncmon.bounds.certificate import NO_COSINE, NO_LOGIT, Certificates, certify, kept
+from ncmon.bounds.certificate import NO_COSINE, Certificates, certify, kept, no_logit
 from ncmon.bounds.inputs import (
     ALLOWANCE,
     LOSS_STATISTICS,
@@ -86,7 +86,7 @@ def certify_plus(view: View) -> Certificates:
     """Return the better one of both certificates of every class."""
     inputs = view.shared(class_inputs)
     best = np.maximum(view.shared(certify_along_rows), view.shared(certify_along_means))
-    return kept(best, inputs.reasons, NO_COSINE)
+    return kept(best, inputs.reasons, lambda place: NO_COSINE)
 
 
 def certify_plus_alignment(view: View) -> Certificates:
@@ -95,7 +95,7 @@ def certify_plus_alignment(view: View) -> Certificates:
     with np.errstate(all="ignore"):
         slope = inputs.mean_reach / inputs.mean
         found = inputs.own_logit / (slope * view.shared(mean_lengths))
-    return kept(np.minimum(found, 1.0), inputs.reasons, NO_LOGIT)
+    return kept(np.minimum(found, 1.0), inputs.reasons, no_logit(view, inputs))
 
 
 def along_means(view: View, cosine: FloatArray) -> Cap:

@@ -190,7 +190,7 @@ def _all_but(run: StoredRun, window: WindowReadings, delta: float | None) -> Ite
     beta, bias = layer.readings.get("beta"), {fact.name: fact.holds for fact in window.assumptions}
     bounds = {bound.name: bound for bound in BOUNDS}
     values: dict[str, float | None] = {}
-    reason = ""
+    reason, reasons = "", {}
     try:
         if beta is None or beta.value is None:
             raise Unavailable("the classifier's weight was not sent")
@@ -200,9 +200,14 @@ def _all_but(run: StoredRun, window: WindowReadings, delta: float | None) -> Ite
         found = sharp.sharp(start, exceptions=exceptions)
         values = {"sharp_intra": None if found.cosine is None else found.cosine**2, "sharp_nc3": found.nc3}
         values["sharp_inter"] = found.inter
+        for name, kind in (("sharp_intra", "cosine"), ("sharp_nc3", "nc3"), ("sharp_inter", "inter")):
+            if values[name] is None:
+                reasons[name] = sharp.nothing(start, kind, exceptions)
         for tight, name in ((False, "thm"), (True, "thm_tight")):
             proven = theorem.theorem(start, exceptions=exceptions, tight=tight)
             values |= {f"{name}_intra": proven.intra, f"{name}_nc3": proven.nc3, f"{name}_inter": proven.inter}
+            level = f"vacuous: needs a loss gap below 1e{proven.vacuous_above_log10:.1f}, it is {proven.gap:.2g}"
+            reasons |= dict.fromkeys((f"{name}_intra", f"{name}_nc3", f"{name}_inter"), level)
     except Unavailable as missing:
         reason = str(missing)
     for name in (name for name in bounds if name.startswith(("sharp_", "thm_"))):
@@ -212,7 +217,7 @@ def _all_but(run: StoredRun, window: WindowReadings, delta: float | None) -> Ite
             bound=bounds[name],
             measured=_worst_but(run, window, bounds[name], exceptions),
             value=values.get(name),
-            reason="" if values.get(name) is not None else reason or "vacuous: the loss is too high",
+            reason="" if values.get(name) is not None else reason or reasons.get(name, "vacuous: the loss is too high"),
             exceptions=exceptions,
         )
 

@@ -231,6 +231,44 @@ def test_the_theorem_but_k_holds_next_to_a_frame(exceptions: int, tight: bool) -
     assert nearest < 0.1
 
 
+@pytest.mark.parametrize(
+    ("n_classes", "product", "k"), [(3, 3.0, 0), (4, 6.0, 1), (10, 6.0, 0), (10, 6.0, 3), (10, 20.0, 0)]
+)
+def test_levels_of_the_loss_gap_are_where_bounds_begin_to_say_something(n_classes: int, product: float, k: int) -> None:
+    least = sharp.least_loss(n_classes, product)
+
+    def says(kind: str, gap: float) -> bool:
+        inputs = WindowInputs(n_classes=n_classes, product=product, loss=least + gap)
+        return getattr(sharp.sharp(inputs, exceptions=k), kind) is not None
+
+    # The certificate of cosines is not quite the least over all networks, which the level is about.
+    for kind, below in (("nc3", 0.999), ("cosine", 0.95), ("inter", 0.999)):
+        level = sharp.vacuous_above(n_classes, product, kind, k)
+        if kind == "inter" and n_classes <= 2 * (k // 2 + 1):
+            assert level == 0
+            continue
+        assert says(kind, below * level)
+        assert not says(kind, 1.001 * level)
+        inputs = WindowInputs(n_classes=n_classes, product=product, loss=least + 1.5 * level)
+        assert f"needs a loss gap below {level:.2g}, it is {1.5 * level:.2g}" in sharp.nothing(inputs, kind, k)
+
+
+@given(
+    n_classes=st.integers(2, 50),
+    reach=st.floats(0.1, 40.0),
+    shorter=st.floats(0.5, 1.0),
+    shift=st.floats(-2.0, 2.0),
+)
+def test_levels_of_the_loss_of_a_class_are_where_its_certificate_begins(
+    n_classes: int, reach: float, shorter: float, shift: float
+) -> None:
+    reaches = {"rms_reach": np.array([reach]), "mean_reach": np.array([shorter * reach]), "shift": np.array([shift])}
+    (level,) = moment.vacuous_above(n_classes=n_classes, **reaches)
+    for share, said in ((0.998, True), (1.0 + 1e-9, False)):
+        (found,) = moment.least_mean_cosine(loss=np.array([share * level]), n_classes=n_classes, **reaches)
+        assert np.isfinite(found) == said
+
+
 @given(seed=st.integers(0, 10_000), n_classes=st.integers(2, 7), k=st.integers(0, 4), missing=st.booleans())
 def test_the_best_classes_to_leave_out_are_found(seed: int, n_classes: int, k: int, missing: bool) -> None:
     rng = np.random.default_rng(seed)
