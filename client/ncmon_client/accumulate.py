@@ -36,11 +36,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncmon_client.decisions import Nearest, NearestCounts
+from ncmon_client.pads import Pads
 from ncmon_client.rows import Reference, Rows
-from ncmon_client.second import SecondMoment, Span, Spread, Weighted, second_moment
+from ncmon_client.second import Sampled, SecondMoment, Span, Spread, Weighted, second_moment
 
 MANY_SAMPLES, FEW_CLASSES = 2048, 64
 """Where the kernels' costs are taken to cross on an accelerator."""
+CACHED_BYTES = 2**20
+"""Of features that are worked on at once."""
+LEAST_AT_ONCE, SAMPLES_A_CLASS = 512, 4
+"""Fewer samples than that are not worth their calls, and not worth going over the sums of every class."""
 ORDINARY = 1e-30, 1e15
 """Between these norms neither their squares nor their inverses leave single precision."""
 
@@ -56,7 +61,9 @@ def kernel_for(n_samples: int, n_classes: int, device: torch.device) -> Kernel:
     return "gemm" if exact and n_samples >= MANY_SAMPLES and n_classes <= FEW_CLASSES else "index_add"
 
 
-def add_by_class(sums: Tensor, x: Tensor, inverse: Tensor, batch: Rows, index: Tensor, kernel: Kernel) -> None:
+def add_by_class(
+    sums: Tensor, x: Tensor, inverse: Tensor, batch: Rows, index: Tensor, kernel: Kernel, pads: Pads
+) -> None:
     """Add x (L * n, d), and x times `inverse` (L, n), to two sums (2, L, C + 1, d); rows are `index` (L * n,).
 
     `embedding_bag` and `gemm` take the rows from the batch, the same for all layers.
@@ -66,7 +73,9 @@ def add_by_class(sums: Tensor, x: Tensor, inverse: Tensor, batch: Rows, index: T
     if kernel == "index_add":
         both = sums.view(2, -1, d)
         both[0].index_add_(0, index, x)
-        both[1].index_add_(0, index, x * inverse.view(-1, 1))
+        pad = pads.take(len(x), d, dtype=x.dtype, device=x.device)
+        both[1].index_add_(0, index, torch.mul(x, inverse.view(-1, 1), out=pad.tensor))
+        pad.drop()
     elif kernel == "gemm":
         one_hot = torch.zeros(sums.shape[2], n, dtype=x.dtype, device=x.device).scatter_(0, batch.rows[None], 1)
         parts = x.view(n_layers, n, d)
@@ -97,9 +106,11 @@ class Sums:
         nearest: Sequence[bool] | None = None,
         bases: Sequence[Tensor | None] | None = None,
         before: Sequence[Reference | None] | None = None,
+        pads: Pads | None = None,
     ) -> None:
         """For each layer: class means of an earlier window, whether they decide samples, a `second` basis, and the
-        window before of the same split, from which class sizes are known and the movement of the means.
+        window before of the same split, from which class sizes are known and the movement of the means. `pads` lends
+        the memory that it works in.
         """
         self.n_classes, self.n_features, self.exact = n_classes, n_features, exact
         self.dtype = torch.float64 if exact else torch.float32
@@ -153,12 +164,56 @@ class Sums:
         }
         self._weights: Tensor | None = None
         self._tables: Tensor | None = None
+        self._pads = pads or Pads()
+
+    @property
+    def nbytes(self) -> int:
+        """Return about the memory that is held."""
+        own = self.scalars.nbytes + self.sums.nbytes + self.shift.nbytes
+        return own + sum(member.second.nbytes for member in self.members if member.second is not None)
 
     def update(self, features: Sequence[Tensor], batch: Rows, predicted: Tensor | None = None) -> None:
         """Add a batch: features (n, d) of each layer; `predicted` (n,) is the classifier's argmax."""
-        n_layers, n, d = len(features), len(batch), self.n_features
+        n = len(batch)
         for member, h in zip(self.members, features, strict=True):
             member.eps = max(member.eps, torch.finfo(h.dtype).eps)
+        size = -(-n // max(n // self._at_once(batch), 1))
+        if n <= size:
+            self._add(features, batch, predicted, whole=True)
+            return
+        for begin in range(0, n, size):
+            part = slice(begin, begin + size)
+            some = None if predicted is None else predicted[part]
+            self._add([h[part] for h in features], batch.part(part), some, whole=False)
+        self._keep(features, batch)
+
+    def _at_once(self, batch: Rows) -> int:
+        """Return how many samples are worked on at once: as many as stay in the cache from one pass to the next.
+
+        Where classes are many, sums by class would be read and written for every part.
+        """
+        if not batch.on_host:
+            return max(len(batch), 1)
+        fitting = CACHED_BYTES // (self.n_features * self.sums.element_size() * len(self.members))
+        return max(fitting, LEAST_AT_ONCE, SAMPLES_A_CLASS * self.n_classes)
+
+    def _keep(self, features: Sequence[Tensor], batch: Rows) -> None:
+        """Keep samples of a batch that was added in parts."""
+        for place, (member, h) in enumerate(zip(self.members, features, strict=True)):
+            wanted = member.second.choose(len(batch)) if isinstance(member.second, Sampled) else None
+            if wanted is None or not isinstance(member.second, Sampled):
+                continue
+            rows, some = batch.rows[wanted], h[wanted].to(self.dtype)
+            pad = self._pads.take(len(rows), self.n_features, dtype=self.dtype, device=rows.device)
+            x = torch.index_select(self.shift[place], 0, rows, out=pad.tensor)
+            torch.sub(some, x, out=x)
+            # The same test as for the sums: what they left out is left out here.
+            rows = torch.where(torch.isfinite(torch.linalg.vector_norm(some, 2, 1)), rows, self.n_classes)
+            x.masked_fill_((rows == self.n_classes)[:, None], 0)
+            member.second.keep(x, rows, pad)
+
+    def _add(self, features: Sequence[Tensor], batch: Rows, predicted: Tensor | None, *, whole: bool) -> None:
+        n_layers, n, d = len(features), len(batch), self.n_features
         wide = [h.to(self.dtype) for h in features]
         values = torch.empty(5, n_layers, n, dtype=self.dtype, device=batch.rows.device)
         zero, norm, norm_squares, squares, inverse = values.unbind(0)
@@ -177,12 +232,18 @@ class Sums:
             norm.masked_fill_(~counted, 0)
         if not self._settled:
             self._shift_new_classes(wide, batch, index, counted)
-        x = self.shift.view(-1, d).index_select(0, index)
-        for h, shifted in zip(wide, x.view(n_layers, n, d).unbind(0), strict=True):
-            torch.sub(h, shifted, out=shifted)
-        if counted is not None:
-            x.masked_fill_(~counted.view(-1, 1), 0)
-        torch.linalg.vector_norm(x, 2, 1, out=squares.view(-1))
+        pad = self._pads.take(n_layers * n, d, dtype=self.dtype, device=index.device)
+        x, shift = pad.tensor, self.shift.view(-1, d)
+        size = max(CACHED_BYTES // (d * x.element_size()), 1) if batch.on_host and n_layers == 1 else n_layers * n
+        for begin in range(0, n_layers * n, size):
+            # What is written is read again while it is in the cache.
+            part = slice(begin, begin + size)
+            torch.index_select(shift, 0, index[part], out=x[part])
+            for h, shifted in zip(wide, x[part].view(n_layers, -1, d).unbind(0), strict=True):
+                torch.sub(h[part] if n_layers == 1 else h, shifted, out=shifted)
+            if counted is not None:
+                x[part].masked_fill_(~counted.view(-1, 1)[part], 0)
+            torch.linalg.vector_norm(x[part], 2, 1, out=squares.view(-1)[part])
         squares.square_()
         torch.mul(norm, norm, out=norm_squares)
         torch.reciprocal(norm, out=inverse)
@@ -194,15 +255,20 @@ class Sums:
             inverse.masked_fill_(none, 0)
         self._add_scalars(values, batch, index, clean=clean)
         # What does not count is zero by now, and adds nothing to whatever row its label names.
-        add_by_class(self.sums, x, inverse, batch, index, kernel_for(n, self.n_classes, x.device))
+        add_by_class(self.sums, x, inverse, batch, index, kernel_for(n, self.n_classes, x.device), self._pads)
         parts = x.view(n_layers, n, d)
         own = index.view(n_layers, n)
         for place, member in enumerate(self.members):
-            if member.second is not None:
-                rows = batch.rows if clean else own[place] - place * batch.n_rows
+            if member.second is None or not (whole or not isinstance(member.second, Sampled)):
+                continue
+            rows = batch.rows if clean else own[place] - place * batch.n_rows
+            if isinstance(member.second, Sampled):
+                member.second.add(parts[place], rows, self.n_classes, pad)
+            else:
                 member.second.add(parts[place], rows, self.n_classes)
         if predicted is not None and self.deciders:
             self._decide(wide, x, batch, index, predicted, clean=clean)
+        pad.drop()
 
     def references(self) -> list[Reference]:
         """Return this window's class means of each layer, on the device, for the next window."""
@@ -331,12 +397,14 @@ class ClassMoments:
         """Read the window out: undo the shift in float64. Meant for the sending thread; waits for the device."""
 
         def host(tensor: Tensor) -> NDArray[np.float64]:
-            return tensor[: self.n_classes].detach().to("cpu", torch.float64).numpy()
+            return tensor.detach().to("cpu", torch.float64).numpy()
 
-        counts = host(self.counts)
-        safe = np.maximum(counts, 1)[:, None]
-        delta, shift = host(self.sums) / safe, host(self.shift)
-        within_sq = np.where(counts > 1, host(self.squares) - counts * np.einsum("ij,ij->i", delta, delta), 0.0)
+        # Few large copies: each call costs more than the numbers of a small layer.
+        shift, (sums, unit_sums) = host(self.shift)[:-1], host(self._all.sums[:, self._place, :-1])
+        zero, norms, norm_squares, squares, inverses = host(self.scalars[:, :-1])
+        counts, nonfinite = host(self.counts)[:-1], host(self.nonfinite)[:-1]
+        delta = sums / np.maximum(counts, 1)[:, None]
+        within_sq = np.where(counts > 1, squares - counts * np.einsum("ij,ij->i", delta, delta), 0.0)
         means = np.where(counts[:, None] > 0, shift + delta, 0.0)
         before_counts = shift_sq = None
         if self.before is not None and self.before.counts is not None:
@@ -348,11 +416,11 @@ class ClassMoments:
             class_counts=counts.astype(np.int64),
             class_means=means,
             within_sq=within_sq,
-            unit_sums=host(self.unit_sums) + host(self.inverses)[:, None] * shift,
-            norm_sums=host(self.norms),
-            norm_sq_sums=host(self.norm_squares),
-            zero_counts=host(self.zero).astype(np.int64),
-            nonfinite_counts=host(self.nonfinite).astype(np.int64),
+            unit_sums=unit_sums + inverses[:, None] * shift,
+            norm_sums=norms,
+            norm_sq_sums=norm_squares,
+            zero_counts=zero.astype(np.int64),
+            nonfinite_counts=nonfinite.astype(np.int64),
             spread=None if self.second is None else self.second.read(delta, counts, float(within_sq.sum())),
             weighted=None if self.second is None else self.second.read_weighted(delta, counts, within_sq),
             before_counts=before_counts,

@@ -395,10 +395,9 @@ class Capture:
         """Return the classifier's parameters as they are now: copies on the device, nothing waits."""
         if self._matrix is not None:
             weight, bias = self._matrix
-            named = dict(self.model.named_parameters())
-            tensors = {"weight": named[weight].detach().clone()}
+            tensors = {"weight": self.model.get_parameter(weight).detach().clone()}
             if bias is not None:
-                tensors["bias"] = named[bias].detach().clone()
+                tensors["bias"] = self.model.get_parameter(bias).detach().clone()
             return HeadParameters(name=canonical(weight), has_bias=bias is not None, tensors=tensors)
         if not (self._head and self._head_is_linear) or (self.num_classes or 0) > MAX_CLASSES:
             return HeadParameters(name=self._head)
@@ -422,5 +421,5 @@ class Capture:
     def decays(self, optimizer: Any) -> tuple[float | None, float | None, bool | None]:
         """Return the weight decay of the classifier's weight and of the BatchNorm's scale, and if it is decoupled."""
         module = self._names[self._head] if self._head_is_linear else None
-        weight = dict(self.model.named_parameters())[self._matrix[0]] if self._matrix is not None else None
+        weight = self.model.get_parameter(self._matrix[0]) if self._matrix is not None else None
         return head.decays(optimizer, module, self._names.get(self._norm), weight)

@@ -44,19 +44,20 @@ def is_fsdp(model: nn.Module) -> bool:
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
     """Return copies of weight and bias as the forward pass uses them; a sharded one is left out."""
+    still = _still(module) if parametrize.is_parametrized(module) else contextlib.nullcontext()
     found: dict[str, Tensor] = {}
-    with torch.no_grad(), _still(module):
+    with torch.no_grad(), still:
         for name in ("weight", "bias"):
             value = getattr(module, name, None)
             if isinstance(value, Tensor) and not is_sharded(value):
-                found[name] = value.detach().clone()
+                found[name] = value.clone()
     return found
 
 
 @contextlib.contextmanager
 def _still(module: nn.Module) -> Iterator[None]:
     """Eval mode for a module's parametrizations, so that a look at them moves nothing."""
-    lists = getattr(module, "parametrizations", None) if parametrize.is_parametrized(module) else None
+    lists = getattr(module, "parametrizations", None)
     moving = [part for part in lists.modules() if part.training] if isinstance(lists, nn.Module) else []
     for part in moving:
         part.training = False

@@ -24,6 +24,7 @@ from ncmon_client.decisions import HeadCounts, NearestCounts
 from ncmon_client.frequent import Frequent
 from ncmon_client.head import HeadParameters
 from ncmon_client.layers import CLASSIFIER_INPUT, Layer
+from ncmon_client.pads import Pads
 from ncmon_client.rows import Reference, Rows
 from ncmon_client.second import MAX_SCATTER_FEATURES, basis_of
 
@@ -73,7 +74,8 @@ class OpenWindow:
     """Adds batches up. `references` are the class means of an earlier window, by layer, that decide for the nearest;
     `before` those of the window before of the same split.
 
-    `classifier` (C, d) are the rows of the classifier, near the span of its input's class means.
+    `classifier` (C, d) are the rows of the classifier, near the span of its input's class means; `pads` lends the
+    memory for features.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class OpenWindow:
         references: Mapping[str, Reference],
         before: Mapping[str, Reference] | None = None,
         classifier: Tensor | None = None,
+        pads: Pads | None = None,
     ) -> None:
         self.exact = exact
+        self._pads = pads or Pads()
         self._before = references if before is None else before
         self.steps = 0
         self.sampled_steps = 0
@@ -175,6 +179,7 @@ class OpenWindow:
                 nearest=[name == CLASSIFIER_INPUT or cheap for name in names],
                 bases=[self._basis(name, width) for name in names],
                 before=[self._before.get(name) for name in names],
+                pads=self._pads,
             )
             self._sums.append((tuple(names), sums))
             self._moments.update(zip(names, sums.members, strict=True))
@@ -260,11 +265,7 @@ class ClosedWindow:
     @property
     def nbytes(self) -> int:
         """About the memory that this window holds until it is sealed."""
-        tensors = [*self.head.tensors.values()]
-        for sums in self.sums:
-            tensors += [sums.scalars, sums.sums, sums.shift]
-            tensors += [held for m in sums.members if m.second is not None for held in m.second.tensors()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(sums.nbytes for sums in self.sums) + sum(t.nbytes for t in self.head.tensors.values())
 
     def gap(self, reason: str) -> wire.Gap:
         """Return what is recorded when this window cannot be sealed."""
@@ -316,8 +317,10 @@ class ClosedWindow:
             second = self.moments[layer.name].second
             if second is None or (several and layer.n_features > MAX_SCATTER_FEATURES):
                 notes.append(f"no second moment above {MAX_SCATTER_FEATURES} features{' of several ranks' * several}")
-            elif said := second.note():
-                notes.append(said)
+            else:
+                if said := second.note():
+                    notes.append(said)
+                second.release()
             if (decided := self.nearest.get(layer.name)) is not None:
                 for name, tensor in (("counts", decided.taken), ("hits", decided.hits), ("agree", decided.agree)):
                     arrays.append((f"ncc_{name}", place, _whole(tensor)))
