@@ -18,17 +18,14 @@ Exact windows are summed in float64 throughout.
 
 What it costs (`scripts/bench/accumulate`, times a copy of the features; one thread of a CPU). On small batches calls
 cost more than memory traffic does: layers of one width are laid one below the other (`Sums`) and share every call but
-two. Sums by class are memory traffic: a weighted `embedding_bag` takes both sums in one pass over samples sorted by
-class, without forming h / |h|; `index_add` is for more classes than samples, where an embedding bag would write more
-than it reads. Products with the one-hot matrix are for accelerators, where
-many samples of few classes would queue up at the same row; nothing was measured there.
+two. Large batches are memory traffic, and are added a part at a time that stays in the cache. Memory that is new costs
+more than all of that (`pads`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -36,57 +33,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncmon_client.decisions import Nearest, NearestCounts
+from ncmon_client.kernels import add_by_class, kernel_for
 from ncmon_client.pads import Pads
 from ncmon_client.rows import Reference, Rows
 from ncmon_client.second import Sampled, SecondMoment, Span, Spread, Weighted, second_moment
 
-MANY_SAMPLES, FEW_CLASSES = 2048, 64
-"""Where the kernels' costs are taken to cross on an accelerator."""
 CACHED_BYTES = 2**20
 """Of features that are worked on at once."""
 LEAST_AT_ONCE, SAMPLES_A_CLASS = 512, 4
 """Fewer samples than that are not worth their calls, and not worth going over the sums of every class."""
 ORDINARY = 1e-30, 1e15
 """Between these norms neither their squares nor their inverses leave single precision."""
-
-Kernel = Literal["index_add", "gemm", "embedding_bag"]
-
-
-def kernel_for(n_samples: int, n_classes: int, device: torch.device) -> Kernel:
-    """Return the fastest way to sum by class for this shape."""
-    if device.type == "cpu":
-        return "embedding_bag" if n_samples > n_classes else "index_add"
-    # Products may be rounded to ten bits there (TF32); sums must not be.
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return "gemm" if exact and n_samples >= MANY_SAMPLES and n_classes <= FEW_CLASSES else "index_add"
-
-
-def add_by_class(
-    sums: Tensor, x: Tensor, inverse: Tensor, batch: Rows, index: Tensor, kernel: Kernel, pads: Pads
-) -> None:
-    """Add x (L * n, d), and x times `inverse` (L, n), to two sums (2, L, C + 1, d); rows are `index` (L * n,).
-
-    `embedding_bag` and `gemm` take the rows from the batch, the same for all layers.
-    """
-    n_layers, n = inverse.shape
-    d = x.shape[1]
-    if kernel == "index_add":
-        both = sums.view(2, -1, d)
-        both[0].index_add_(0, index, x)
-        pad = pads.take(len(x), d, dtype=x.dtype, device=x.device)
-        both[1].index_add_(0, index, torch.mul(x, inverse.view(-1, 1), out=pad.tensor))
-        pad.drop()
-    elif kernel == "gemm":
-        one_hot = torch.zeros(sums.shape[2], n, dtype=x.dtype, device=x.device).scatter_(0, batch.rows[None], 1)
-        parts = x.view(n_layers, n, d)
-        sums[0].baddbmm_(one_hot.expand(n_layers, -1, -1), parts)
-        sums[1].baddbmm_(one_hot * inverse[:, None], parts)
-    else:
-        samples, begins = batch.bags(n_layers)
-        weights = torch.ones(2, n_layers, n, dtype=x.dtype)
-        torch.index_select(inverse, 1, batch.order, out=weights[1])
-        # weight, indices, offsets, scale_grad_by_freq, mode (0: sum), sparse, per_sample_weights
-        sums.view(-1, d).add_(torch.embedding_bag(x, samples, begins, False, 0, False, weights.view(-1))[0])
 
 
 class Sums:
@@ -165,6 +122,13 @@ class Sums:
         self._weights: Tensor | None = None
         self._tables: Tensor | None = None
         self._pads = pads or Pads()
+        self.mixed = False
+        """Whether samples had weights (`mixtures`): then counts are no whole numbers before they are read."""
+
+    def wanting(self, place: int) -> Tensor:
+        """Return whether (C,) a class of a layer still has no shift."""
+        self._tables = None
+        return (self._unknown[place] & (self.counts[place] == 0))[:-1]
 
     @property
     def nbytes(self) -> int:
@@ -403,26 +367,41 @@ class ClassMoments:
         shift, (sums, unit_sums) = host(self.shift)[:-1], host(self._all.sums[:, self._place, :-1])
         zero, norms, norm_squares, squares, inverses = host(self.scalars[:, :-1])
         counts, nonfinite = host(self.counts)[:-1], host(self.nonfinite)[:-1]
-        delta = sums / np.maximum(counts, 1)[:, None]
-        within_sq = np.where(counts > 1, squares - counts * np.einsum("ij,ij->i", delta, delta), 0.0)
+        divided = np.where(counts > 0, counts, 1)
+        delta = sums / divided[:, None]
+        within_sq = np.where(
+            counts > (0 if self._all.mixed else 1), squares - counts * np.einsum("ij,ij->i", delta, delta), 0.0
+        )
         means = np.where(counts[:, None] > 0, shift + delta, 0.0)
         before_counts = shift_sq = None
         if self.before is not None and self.before.counts is not None:
             before_counts = self.before.counts.cpu().numpy().astype(np.int64)
-            both = (counts > 0) & (before_counts > 0)
+            both = (counts > 0.5) & (before_counts > 0)
             moved = means - self.before.means.detach().to("cpu", torch.float64).numpy()
             shift_sq = np.where(both, np.square(moved).sum(axis=1), 0.0)
+        unit_sums = unit_sums + inverses[:, None] * shift
+        spread = None if self.second is None else self.second.read(delta, counts, float(within_sq.sum()))
+        weighted = (
+            None if self.second is None or self._all.mixed else self.second.read_weighted(delta, counts, within_sq)
+        )
+        if self._all.mixed:
+            nonfinite = whole(nonfinite)
+            scale = whole(counts) / divided
+            zero = whole(np.minimum(zero, counts))
+            within_sq, norms, norm_squares = scale * np.maximum(within_sq, 0), scale * norms, scale * norm_squares
+            means, unit_sums = np.where(scale[:, None] > 0, means, 0.0), scale[:, None] * unit_sums
+            counts = whole(counts)
         return Drained(
             class_counts=counts.astype(np.int64),
             class_means=means,
             within_sq=within_sq,
-            unit_sums=unit_sums + inverses[:, None] * shift,
+            unit_sums=unit_sums,
             norm_sums=norms,
             norm_sq_sums=norm_squares,
             zero_counts=zero.astype(np.int64),
             nonfinite_counts=nonfinite.astype(np.int64),
-            spread=None if self.second is None else self.second.read(delta, counts, float(within_sq.sum())),
-            weighted=None if self.second is None else self.second.read_weighted(delta, counts, within_sq),
+            spread=spread,
+            weighted=weighted,
             before_counts=before_counts,
             shift_sq=shift_sq,
         )
@@ -463,6 +442,12 @@ class Drained:
         right = right[:rank]
         weighted = None if self.weighted is None else self.weighted.spread.along(right)
         return Span(singular=singular[:rank], within=self.spread.along(right), weighted=weighted)
+
+
+def whole(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return counts of weighted samples as whole numbers; equal ones stay equal, however they were summed."""
+    found: NDArray[np.float64] = np.rint(np.round(counts, 6))
+    return found
 
 
 def alone(

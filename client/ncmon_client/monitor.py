@@ -90,7 +90,9 @@ class Monitor:
         endpoint: str,
         spool: str = "memory",
         first_step: int = 0,
+        soft: bool = False,
     ) -> None:
+        self._takes_soft = soft
         self._inert = capture is None
         self._model, self._optimizer = model, optimizer
         self._run = run
@@ -327,7 +329,7 @@ class Monitor:
             return
         try:
             with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-                batch = self._capture.take(logits, labels, ignore_index)
+                batch = self._capture.take(logits, labels, ignore_index, soft=self._takes_soft)
                 if isinstance(batch, str):
                     self._soft = batch == "soft labels"
                     self._skip(batch)

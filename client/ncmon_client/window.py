@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncmon_client import wire
-from ncmon_client.accumulate import ClassMoments, Sums
+from ncmon_client.accumulate import ClassMoments, Sums, whole
 from ncmon_client.capture import Batch
 from ncmon_client.decisions import HeadCounts, NearestCounts
 from ncmon_client.frequent import Frequent
 from ncmon_client.head import HeadParameters
 from ncmon_client.layers import CLASSIFIER_INPUT, Layer
+from ncmon_client.mixtures import NOTE as MIXED
+from ncmon_client.mixtures import Mixtures
 from ncmon_client.pads import Pads
 from ncmon_client.rows import Reference, Rows
 from ncmon_client.second import MAX_SCATTER_FEATURES, basis_of
@@ -104,6 +106,7 @@ class OpenWindow:
         self._head: HeadCounts | None = None
         self._n_classes = 0
         self._frequent: Frequent | None = None
+        self._mixtures: Mixtures | None = None
         self._trained: Tensor | None = None
         """Sum over samples of the loss that was trained."""
         self._trained_samples = 0
@@ -130,6 +133,12 @@ class OpenWindow:
         if self._head is None:
             self._begin(batch, layers)
         assert self._head is not None
+        if batch.weights is not None:
+            predicted = self._head.update_mixed(batch.logits, batch.weights)
+            self._mixtures = self._mixtures or Mixtures(batch.logits.device)
+            for names, sums in self._sums:
+                self._mixtures.add(sums, [batch.features[name] for name in names], batch.weights, predicted)
+            return
         # A vocabulary's logits in parts: a copy of all of them in single precision may be most of the memory left.
         size = max(1, LOGITS_AT_ONCE // batch.logits.shape[1])
         parts = zip(torch.split(batch.logits, size), torch.split(batch.rows, size), strict=True)
@@ -216,6 +225,8 @@ class OpenWindow:
         assert self._head is not None
         if self._frequent is not None:
             head, objective = HeadParameters(name=head.name), replace(objective, plain_loss=False)
+        if self._mixtures is not None:
+            objective = replace(objective, plain_loss=False)
         return ClosedWindow(
             frequent=self._frequent,
             meta={
@@ -294,6 +305,8 @@ class ClosedWindow:
             drained = self.moments[layer.name].drain()
             single = 2 * 8 * drained.class_means.size * len(self.layers) > PAYLOAD_BUDGET_BYTES
             notes: list[str] = [] if self.frequent is None else [self.frequent.note]
+            if self.counts.mixed:
+                notes.append(MIXED)
             for name in ("class_counts", "within_sq", "norm_sums", "norm_sq_sums", "zero_counts", "nonfinite_counts"):
                 arrays.append((name, place, getattr(drained, name)))
             for name in ("class_means", "unit_sums"):
@@ -335,14 +348,19 @@ class ClosedWindow:
                     eps=self.moments[layer.name].eps or EPS_SINGLE,
                 )
             )
+        weighed = _host(self.counts.labels)
+        scale = np.divide(whole(weighed), weighed, out=np.zeros(len(weighed)), where=weighed > 0)
         for name, tensor in (
             ("label_counts", self.counts.labels),
             ("correct", self.counts.correct),
             ("loss_nonfinite", self.counts.nonfinite),
         ):
             arrays.append((name, -1, _whole(tensor)))
-        arrays.append(("loss_sums", -1, _host(self.counts.loss)))
-        own = [("own_logit_sums", _host(self.counts.own_logit)), ("own_loss_sums", _host(self.counts.own_loss))]
+        arrays.append(("loss_sums", -1, scale * _host(self.counts.loss)))
+        own = [
+            ("own_logit_sums", scale * _host(self.counts.own_logit)),
+            ("own_loss_sums", scale * _host(self.counts.own_loss)),
+        ]
         # Of a part of the classes the mean of all logits is another one: its proof does not hold.
         if self.frequent is None and all(np.isfinite(values).all() for _, values in own):
             arrays += [(name, -1, values) for name, values in own]
@@ -406,4 +424,4 @@ def _host(tensor: Tensor) -> NDArray[np.float64]:
 
 def _whole(tensor: Tensor) -> NDArray[np.int64]:
     """Return counts (C,) of a tensor with a trash row, as whole numbers."""
-    return _host(tensor).astype(np.int64)
+    return whole(_host(tensor)).astype(np.int64)

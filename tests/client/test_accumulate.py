@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncmon_client.accumulate import ClassMoments, Sums, add_by_class, alone, kernel_for
+from ncmon_client.accumulate import ClassMoments, Sums, alone
 from ncmon_client.decisions import HeadCounts, NearestCounts, nearest
+from ncmon_client.kernels import add_by_class, kernel_for
 from ncmon_client.pads import Pads
 from ncmon_client.rows import Reference, Rows
 from ncmon_client.second import Projected, Sampled, basis_of
