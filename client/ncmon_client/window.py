@@ -27,12 +27,13 @@ from ncmon_client.layers import CLASSIFIER_INPUT, Layer
 from ncmon_client.mixtures import NOTE as MIXED
 from ncmon_client.mixtures import Mixtures
 from ncmon_client.pads import Pads
+from ncmon_client.payload import reduction
 from ncmon_client.rows import Reference, Rows
 from ncmon_client.second import MAX_SCATTER_FEATURES, basis_of
 
 EPS_SINGLE = 2.0**-23
 PAYLOAD_BUDGET_BYTES = 8 * 1024 * 1024
-"""Above this, class means and unit sums travel in single precision."""
+"""Above this, less is sent (`payload`)."""
 LOGITS_AT_ONCE = 2**24
 """Logits whose loss is taken in one go."""
 
@@ -301,9 +302,14 @@ class ClosedWindow:
         arrays: list[tuple[str, int, wire.Array]] = []
         layers: list[wire.LayerMeta] = []
         several = self.meta["world_size"] != 1
+        reduced = reduction(
+            self.layers,
+            int(str(self.meta["n_classes"])),
+            widest_scatter=MAX_SCATTER_FEATURES if several else None,
+            budget_bytes=PAYLOAD_BUDGET_BYTES,
+        )
         for place, layer in enumerate(self.layers):
             drained = self.moments[layer.name].drain()
-            single = 2 * 8 * drained.class_means.size * len(self.layers) > PAYLOAD_BUDGET_BYTES
             notes: list[str] = [] if self.frequent is None else [self.frequent.note]
             if self.counts.mixed:
                 notes.append(MIXED)
@@ -311,17 +317,20 @@ class ClosedWindow:
                 arrays.append((name, place, getattr(drained, name)))
             for name in ("class_means", "unit_sums"):
                 values = getattr(drained, name)
-                arrays.append((name, place, values.astype(np.float32) if single else values))
-            if single:
-                notes.append("class means in single precision: payload over budget")
+                arrays.append((name, place, _single(values, reduced.means_single)))
+            sends = several and drained.spread is not None and layer.n_features <= MAX_SCATTER_FEATURES
+            if said := reduced.note(layer, scatter=sends):
+                notes.append(said)
             if drained.before_counts is not None and drained.shift_sq is not None:
                 arrays += [("before_counts", place, drained.before_counts), ("shift_sq", place, drained.shift_sq)]
             weighted = drained.weighted
             if several:
-                if drained.spread is not None and layer.n_features <= MAX_SCATTER_FEATURES:
-                    arrays.append(("within_scatter", place, drained.spread.matrix()))
-                    if weighted is not None:
-                        arrays.append(("weighted_scatter", place, weighted.spread.matrix()))
+                if sends and drained.spread is not None and reduced.wants_scatter(layer):
+                    arrays.append(("within_scatter", place, _single(drained.spread.matrix(), reduced.scatter_single)))
+                    if weighted is not None and reduced.wants_weighted(layer):
+                        arrays.append(
+                            ("weighted_scatter", place, _single(weighted.spread.matrix(), reduced.scatter_single))
+                        )
                         arrays.append(("moment_weights", place, weighted.weights))
             elif (span := drained.span()) is not None:
                 arrays += [("span_singular", place, span.singular), ("span_within", place, span.within)]
@@ -425,3 +434,8 @@ def _host(tensor: Tensor) -> NDArray[np.float64]:
 def _whole(tensor: Tensor) -> NDArray[np.int64]:
     """Return counts (C,) of a tensor with a trash row, as whole numbers."""
     return whole(_host(tensor)).astype(np.int64)
+
+
+def _single(array: NDArray[np.float64], wanted: bool) -> NDArray[np.float32] | NDArray[np.float64]:
+    """Return an array in single precision where that is wanted."""
+    return array.astype(np.float32) if wanted else array

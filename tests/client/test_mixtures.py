@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ncmon import ingest
 from ncmon.evaluate import evaluate
-from ncmon_client import ConfigError, mixtures, watch, wire
+from ncmon_client import mixtures, wire
 from ncmon_client.accumulate import Sums
 from ncmon_client.rows import Rows
 from tests.client.hooking import batch, mlp, place, recorded
@@ -228,8 +228,3 @@ def test_without_asking_soft_labels_are_skipped_and_labels_of_another_shape_alwa
         monitor.observe(model(x), y)
         monitor.epoch(0)
         assert recorder.windows()[0][0].skipped_batches == {"soft labels": 1}
-
-
-def test_soft_is_true_or_false() -> None:
-    with pytest.raises(ConfigError, match=r"soft: expected True or False, got 'yes'; True uses labels"):
-        watch(mlp(), soft="yes")  # type: ignore[arg-type]
