@@ -2,8 +2,8 @@
 
 Rules of this module
 - All ranks decide alike without asking one another: what a share of a window lacks, the merged window lacks.
-- The classifier's input is sent whole, and of all layers what the daemon cannot do without: class means, unit sums, sums
-  of squares. So there is a size that no reduction goes below, and a budget that small is passed.
+- The classifier's input is sent whole, and of all layers what the daemon cannot do without: class means, unit sums,
+  sums of squares. So there is a size that no reduction goes below, and a budget that small is passed.
 - What was reduced is said in the layer's record.
 
 The second moments (d, d), which only shares of several ranks hold, outgrow everything else: of twelve layers of 768
