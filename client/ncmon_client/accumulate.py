@@ -122,6 +122,7 @@ class Sums:
         self._weights: Tensor | None = None
         self._tables: Tensor | None = None
         self._pads = pads or Pads()
+        self._own_nbytes = self.scalars.nbytes + self.sums.nbytes + self.shift.nbytes
         self.mixed = False
         """Whether samples had weights (`mixtures`): then counts are no whole numbers before they are read."""
 
@@ -133,8 +134,7 @@ class Sums:
     @property
     def nbytes(self) -> int:
         """Return about the memory that is held."""
-        own = self.scalars.nbytes + self.sums.nbytes + self.shift.nbytes
-        return own + sum(member.second.nbytes for member in self.members if member.second is not None)
+        return self._own_nbytes + sum([member.second.nbytes for member in self.members if member.second is not None])
 
     def update(self, features: Sequence[Tensor], batch: Rows, predicted: Tensor | None = None) -> None:
         """Add a batch: features (n, d) of each layer; `predicted` (n,) is the classifier's argmax."""

@@ -145,6 +145,7 @@ class Full:
         self.scatter = torch.zeros(n_features, n_features, dtype=dtype, device=device)
         self.weights = None if weights is None else weights.to(dtype)
         self.weighted = None if weights is None else torch.zeros_like(self.scatter)
+        self._scatter_nbytes = self.scatter.nbytes
 
     def add(self, x: Tensor, rows: Tensor, n_classes: int) -> None:
         """Add x (n, d)."""
@@ -183,7 +184,7 @@ class Full:
     @property
     def nbytes(self) -> int:
         """Return bytes of S and M."""
-        return self.scatter.nbytes * (1 if self.weighted is None else 2)
+        return self._scatter_nbytes * (1 if self.weighted is None else 2)
 
     def release(self) -> None:
         """Nothing is lent."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,9 +51,9 @@ class Objective:
 class _Means(Mapping[str, Reference]):
     """Class means by layer, worked out when the next window asks: closing one must not hold the loop up."""
 
-    def __init__(self, sums: tuple[tuple[tuple[str, ...], Sums], ...]) -> None:
+    def __init__(self, sums: tuple[tuple[tuple[str, ...], Sums], ...], names: Iterable[str]) -> None:
         self._sums = sums
-        self._names = frozenset(name for names, _ in sums for name in names)
+        self._names = frozenset(names)
         self._found: dict[str, Reference] = {}
 
     def __getitem__(self, name: str) -> Reference:
@@ -158,7 +158,7 @@ class OpenWindow:
 
     def references(self) -> Mapping[str, Reference]:
         """Return the class means of this window, by layer, on the device; nothing is added to it afterwards."""
-        return _Means(tuple(self._sums))
+        return _Means(tuple(self._sums), self._moments)
 
     def forget_decisions(self) -> None:
         """Drop the nearest-class decisions: they are taken again by the window's own means."""
@@ -277,7 +277,8 @@ class ClosedWindow:
     @property
     def nbytes(self) -> int:
         """About the memory that this window holds until it is sealed."""
-        return sum(sums.nbytes for sums in self.sums) + sum(t.nbytes for t in self.head.tensors.values())
+        own = [sums.nbytes for sums in self.sums] + [tensor.nbytes for tensor in self.head.tensors.values()]
+        return sum(own)
 
     def gap(self, reason: str) -> wire.Gap:
         """Return what is recorded when this window cannot be sealed."""
