@@ -5,8 +5,8 @@ directions v. Which of the three ways is taken is chosen once, when a window beg
 
 - `Full`: S itself is added up, for widths at which that costs no more than the sums do, and in exact windows. It is
   symmetric, and only blocks on and above its diagonal are added.
-- `Sampled`: of a streaming window of a wider layer some samples are kept as they are. That costs the training nothing,
-  where a product of d x d costs as much as the layer's own forward pass. Kept are all, until they are too many; then
+- `Sampled`: of a streaming window of a wider layer some samples are kept as they are. That costs the training nothing
+  where the memory is lent (`pads`); a product of d x d costs as much as the layer's own forward pass. Kept are all, until they are too many; then
   every second batch is dropped and from there on every second one is skipped, so that those kept are spread evenly over
   the window. The trace of S is known of all samples: the sample only says how it spreads over directions. m samples
   tell a variance along one direction to sqrt(2 / m).
