@@ -6,10 +6,10 @@ directions v. Which of the three ways is taken is chosen once, when a window beg
 - `Full`: S itself is added up, for widths at which that costs no more than the sums do, and in exact windows. It is
   symmetric, and only blocks on and above its diagonal are added.
 - `Sampled`: of a streaming window of a wider layer some samples are kept as they are. That costs the training nothing
-  where the memory is lent (`pads`); a product of d x d costs as much as the layer's own forward pass. Kept are all, until they are too many; then
-  every second batch is dropped and from there on every second one is skipped, so that those kept are spread evenly over
-  the window. The trace of S is known of all samples: the sample only says how it spreads over directions. m samples
-  tell a variance along one direction to sqrt(2 / m).
+  where the memory is lent (`pads`); a product of d x d costs as much as the layer's own forward pass. Kept are all,
+  until they are too many; then every second batch is dropped and from there on every second one is skipped, so that
+  those kept are spread evenly over the window. The trace of S is known of all samples: the sample only says how it
+  spreads over directions. m samples tell a variance along one direction to sqrt(2 / m).
 - `Projected`: of an exact window of a layer too wide for S, S on the span of what was known before the window: earlier
   class means and the classifier's rows. What the window's own means have beside that span gets the mean variance of
   all directions beside it: an approximation, early in training off by some percent.
