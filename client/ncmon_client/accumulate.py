@@ -18,17 +18,14 @@ Exact windows are summed in float64 throughout.
 
 What it costs (`scripts/bench/accumulate`, times a copy of the features; one thread of a CPU). On small batches calls
 cost more than memory traffic does: layers of one width are laid one below the other (`Sums`) and share every call but
-two. Sums by class are memory traffic: a weighted `embedding_bag` takes both sums in one pass over samples sorted by
-class, without forming h / |h|; `index_add` is for more classes than samples, where an embedding bag would write more
-than it reads. Products with the one-hot matrix are for accelerators, where
-many samples of few classes would queue up at the same row; nothing was measured there.
+two. Large batches are memory traffic, and are added a part at a time that stays in the cache. Memory that is new costs
+more than all of that (`pads`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -36,48 +33,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncmon_client.decisions import Nearest, NearestCounts
+from ncmon_client.kernels import add_by_class, kernel_for
+from ncmon_client.pads import Pads
 from ncmon_client.rows import Reference, Rows
-from ncmon_client.second import SecondMoment, Span, Spread, Weighted, second_moment
+from ncmon_client.second import Sampled, SecondMoment, Span, Spread, Weighted, second_moment
 
-MANY_SAMPLES, FEW_CLASSES = 2048, 64
-"""Where the kernels' costs are taken to cross on an accelerator."""
+CACHED_BYTES = 2**20
+"""Of features that are worked on at once."""
+LEAST_AT_ONCE, SAMPLES_A_CLASS = 512, 4
+"""Fewer samples than that are not worth their calls, and not worth going over the sums of every class."""
 ORDINARY = 1e-30, 1e15
 """Between these norms neither their squares nor their inverses leave single precision."""
-
-Kernel = Literal["index_add", "gemm", "embedding_bag"]
-
-
-def kernel_for(n_samples: int, n_classes: int, device: torch.device) -> Kernel:
-    """Return the fastest way to sum by class for this shape."""
-    if device.type == "cpu":
-        return "embedding_bag" if n_samples > n_classes else "index_add"
-    # Products may be rounded to ten bits there (TF32); sums must not be.
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return "gemm" if exact and n_samples >= MANY_SAMPLES and n_classes <= FEW_CLASSES else "index_add"
-
-
-def add_by_class(sums: Tensor, x: Tensor, inverse: Tensor, batch: Rows, index: Tensor, kernel: Kernel) -> None:
-    """Add x (L * n, d), and x times `inverse` (L, n), to two sums (2, L, C + 1, d); rows are `index` (L * n,).
-
-    `embedding_bag` and `gemm` take the rows from the batch, the same for all layers.
-    """
-    n_layers, n = inverse.shape
-    d = x.shape[1]
-    if kernel == "index_add":
-        both = sums.view(2, -1, d)
-        both[0].index_add_(0, index, x)
-        both[1].index_add_(0, index, x * inverse.view(-1, 1))
-    elif kernel == "gemm":
-        one_hot = torch.zeros(sums.shape[2], n, dtype=x.dtype, device=x.device).scatter_(0, batch.rows[None], 1)
-        parts = x.view(n_layers, n, d)
-        sums[0].baddbmm_(one_hot.expand(n_layers, -1, -1), parts)
-        sums[1].baddbmm_(one_hot * inverse[:, None], parts)
-    else:
-        samples, begins = batch.bags(n_layers)
-        weights = torch.ones(2, n_layers, n, dtype=x.dtype)
-        torch.index_select(inverse, 1, batch.order, out=weights[1])
-        # weight, indices, offsets, scale_grad_by_freq, mode (0: sum), sparse, per_sample_weights
-        sums.view(-1, d).add_(torch.embedding_bag(x, samples, begins, False, 0, False, weights.view(-1))[0])
 
 
 class Sums:
@@ -97,9 +63,11 @@ class Sums:
         nearest: Sequence[bool] | None = None,
         bases: Sequence[Tensor | None] | None = None,
         before: Sequence[Reference | None] | None = None,
+        pads: Pads | None = None,
     ) -> None:
         """For each layer: class means of an earlier window, whether they decide samples, a `second` basis, and the
-        window before of the same split, from which class sizes are known and the movement of the means.
+        window before of the same split, from which class sizes are known and the movement of the means. `pads` lends
+        the memory that it works in.
         """
         self.n_classes, self.n_features, self.exact = n_classes, n_features, exact
         self.dtype = torch.float64 if exact else torch.float32
@@ -153,12 +121,63 @@ class Sums:
         }
         self._weights: Tensor | None = None
         self._tables: Tensor | None = None
+        self._pads = pads or Pads()
+        self._own_nbytes = self.scalars.nbytes + self.sums.nbytes + self.shift.nbytes
+        self.mixed = False
+        """Whether samples had weights (`mixtures`): then counts are no whole numbers before they are read."""
+
+    def wanting(self, place: int) -> Tensor:
+        """Return whether (C,) a class of a layer still has no shift."""
+        self._tables = None
+        return (self._unknown[place] & (self.counts[place] == 0))[:-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Return about the memory that is held."""
+        return self._own_nbytes + sum([member.second.nbytes for member in self.members if member.second is not None])
 
     def update(self, features: Sequence[Tensor], batch: Rows, predicted: Tensor | None = None) -> None:
         """Add a batch: features (n, d) of each layer; `predicted` (n,) is the classifier's argmax."""
-        n_layers, n, d = len(features), len(batch), self.n_features
+        n = len(batch)
         for member, h in zip(self.members, features, strict=True):
             member.eps = max(member.eps, torch.finfo(h.dtype).eps)
+        size = -(-n // max(n // self._at_once(batch), 1))
+        if n <= size:
+            self._add(features, batch, predicted, whole=True)
+            return
+        for begin in range(0, n, size):
+            part = slice(begin, begin + size)
+            some = None if predicted is None else predicted[part]
+            self._add([h[part] for h in features], batch.part(part), some, whole=False)
+        self._keep(features, batch)
+
+    def _at_once(self, batch: Rows) -> int:
+        """Return how many samples are worked on at once: as many as stay in the cache from one pass to the next.
+
+        Where classes are many, sums by class would be read and written for every part.
+        """
+        if not batch.on_host:
+            return max(len(batch), 1)
+        fitting = CACHED_BYTES // (self.n_features * self.sums.element_size() * len(self.members))
+        return max(fitting, LEAST_AT_ONCE, SAMPLES_A_CLASS * self.n_classes)
+
+    def _keep(self, features: Sequence[Tensor], batch: Rows) -> None:
+        """Keep samples of a batch that was added in parts."""
+        for place, (member, h) in enumerate(zip(self.members, features, strict=True)):
+            wanted = member.second.choose(len(batch)) if isinstance(member.second, Sampled) else None
+            if wanted is None or not isinstance(member.second, Sampled):
+                continue
+            rows, some = batch.rows[wanted], h[wanted].to(self.dtype)
+            pad = self._pads.take(len(rows), self.n_features, dtype=self.dtype, device=rows.device)
+            x = torch.index_select(self.shift[place], 0, rows, out=pad.tensor)
+            torch.sub(some, x, out=x)
+            # The same test as for the sums: what they left out is left out here.
+            rows = torch.where(torch.isfinite(torch.linalg.vector_norm(some, 2, 1)), rows, self.n_classes)
+            x.masked_fill_((rows == self.n_classes)[:, None], 0)
+            member.second.keep(x, rows, pad)
+
+    def _add(self, features: Sequence[Tensor], batch: Rows, predicted: Tensor | None, *, whole: bool) -> None:
+        n_layers, n, d = len(features), len(batch), self.n_features
         wide = [h.to(self.dtype) for h in features]
         values = torch.empty(5, n_layers, n, dtype=self.dtype, device=batch.rows.device)
         zero, norm, norm_squares, squares, inverse = values.unbind(0)
@@ -177,12 +196,18 @@ class Sums:
             norm.masked_fill_(~counted, 0)
         if not self._settled:
             self._shift_new_classes(wide, batch, index, counted)
-        x = self.shift.view(-1, d).index_select(0, index)
-        for h, shifted in zip(wide, x.view(n_layers, n, d).unbind(0), strict=True):
-            torch.sub(h, shifted, out=shifted)
-        if counted is not None:
-            x.masked_fill_(~counted.view(-1, 1), 0)
-        torch.linalg.vector_norm(x, 2, 1, out=squares.view(-1))
+        pad = self._pads.take(n_layers * n, d, dtype=self.dtype, device=index.device)
+        x, shift = pad.tensor, self.shift.view(-1, d)
+        size = max(CACHED_BYTES // (d * x.element_size()), 1) if batch.on_host and n_layers == 1 else n_layers * n
+        for begin in range(0, n_layers * n, size):
+            # What is written is read again while it is in the cache.
+            part = slice(begin, begin + size)
+            torch.index_select(shift, 0, index[part], out=x[part])
+            for h, shifted in zip(wide, x[part].view(n_layers, -1, d).unbind(0), strict=True):
+                torch.sub(h[part] if n_layers == 1 else h, shifted, out=shifted)
+            if counted is not None:
+                x[part].masked_fill_(~counted.view(-1, 1)[part], 0)
+            torch.linalg.vector_norm(x[part], 2, 1, out=squares.view(-1)[part])
         squares.square_()
         torch.mul(norm, norm, out=norm_squares)
         torch.reciprocal(norm, out=inverse)
@@ -194,15 +219,20 @@ class Sums:
             inverse.masked_fill_(none, 0)
         self._add_scalars(values, batch, index, clean=clean)
         # What does not count is zero by now, and adds nothing to whatever row its label names.
-        add_by_class(self.sums, x, inverse, batch, index, kernel_for(n, self.n_classes, x.device))
+        add_by_class(self.sums, x, inverse, batch, index, kernel_for(n, self.n_classes, x.device), self._pads)
         parts = x.view(n_layers, n, d)
         own = index.view(n_layers, n)
         for place, member in enumerate(self.members):
-            if member.second is not None:
-                rows = batch.rows if clean else own[place] - place * batch.n_rows
+            if member.second is None or not (whole or not isinstance(member.second, Sampled)):
+                continue
+            rows = batch.rows if clean else own[place] - place * batch.n_rows
+            if isinstance(member.second, Sampled):
+                member.second.add(parts[place], rows, self.n_classes, pad)
+            else:
                 member.second.add(parts[place], rows, self.n_classes)
         if predicted is not None and self.deciders:
             self._decide(wide, x, batch, index, predicted, clean=clean)
+        pad.drop()
 
     def references(self) -> list[Reference]:
         """Return this window's class means of each layer, on the device, for the next window."""
@@ -331,30 +361,47 @@ class ClassMoments:
         """Read the window out: undo the shift in float64. Meant for the sending thread; waits for the device."""
 
         def host(tensor: Tensor) -> NDArray[np.float64]:
-            return tensor[: self.n_classes].detach().to("cpu", torch.float64).numpy()
+            return tensor.detach().to("cpu", torch.float64).numpy()
 
-        counts = host(self.counts)
-        safe = np.maximum(counts, 1)[:, None]
-        delta, shift = host(self.sums) / safe, host(self.shift)
-        within_sq = np.where(counts > 1, host(self.squares) - counts * np.einsum("ij,ij->i", delta, delta), 0.0)
+        # Few large copies: each call costs more than the numbers of a small layer.
+        shift, (sums, unit_sums) = host(self.shift)[:-1], host(self._all.sums[:, self._place, :-1])
+        zero, norms, norm_squares, squares, inverses = host(self.scalars[:, :-1])
+        counts, nonfinite = host(self.counts)[:-1], host(self.nonfinite)[:-1]
+        divided = np.where(counts > 0, counts, 1)
+        delta = sums / divided[:, None]
+        within_sq = np.where(
+            counts > (0 if self._all.mixed else 1), squares - counts * np.einsum("ij,ij->i", delta, delta), 0.0
+        )
         means = np.where(counts[:, None] > 0, shift + delta, 0.0)
         before_counts = shift_sq = None
         if self.before is not None and self.before.counts is not None:
             before_counts = self.before.counts.cpu().numpy().astype(np.int64)
-            both = (counts > 0) & (before_counts > 0)
+            both = (counts > 0.5) & (before_counts > 0)
             moved = means - self.before.means.detach().to("cpu", torch.float64).numpy()
             shift_sq = np.where(both, np.square(moved).sum(axis=1), 0.0)
+        unit_sums = unit_sums + inverses[:, None] * shift
+        spread = None if self.second is None else self.second.read(delta, counts, float(within_sq.sum()))
+        weighted = (
+            None if self.second is None or self._all.mixed else self.second.read_weighted(delta, counts, within_sq)
+        )
+        if self._all.mixed:
+            nonfinite = whole(nonfinite)
+            scale = whole(counts) / divided
+            zero = whole(np.minimum(zero, counts))
+            within_sq, norms, norm_squares = scale * np.maximum(within_sq, 0), scale * norms, scale * norm_squares
+            means, unit_sums = np.where(scale[:, None] > 0, means, 0.0), scale[:, None] * unit_sums
+            counts = whole(counts)
         return Drained(
             class_counts=counts.astype(np.int64),
             class_means=means,
             within_sq=within_sq,
-            unit_sums=host(self.unit_sums) + host(self.inverses)[:, None] * shift,
-            norm_sums=host(self.norms),
-            norm_sq_sums=host(self.norm_squares),
-            zero_counts=host(self.zero).astype(np.int64),
-            nonfinite_counts=host(self.nonfinite).astype(np.int64),
-            spread=None if self.second is None else self.second.read(delta, counts, float(within_sq.sum())),
-            weighted=None if self.second is None else self.second.read_weighted(delta, counts, within_sq),
+            unit_sums=unit_sums,
+            norm_sums=norms,
+            norm_sq_sums=norm_squares,
+            zero_counts=zero.astype(np.int64),
+            nonfinite_counts=nonfinite.astype(np.int64),
+            spread=spread,
+            weighted=weighted,
             before_counts=before_counts,
             shift_sq=shift_sq,
         )
@@ -395,6 +442,12 @@ class Drained:
         right = right[:rank]
         weighted = None if self.weighted is None else self.weighted.spread.along(right)
         return Span(singular=singular[:rank], within=self.spread.along(right), weighted=weighted)
+
+
+def whole(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return counts of weighted samples as whole numbers; equal ones stay equal, however they were summed."""
+    found: NDArray[np.float64] = np.rint(np.round(counts, 6))
+    return found
 
 
 def alone(

@@ -48,6 +48,8 @@ class Batch:
     """(n,) int64 in [0, C]; C where the label is ignored or out of range."""
     frequent: Frequent | None = None
     """Which classes are kept, where there are too many of them."""
+    weights: Tensor | None = None
+    """(n, C) float64, the probabilities of the classes where labels are soft; `rows` are the likeliest then."""
 
     def places(self, classes: Tensor) -> Tensor:
         """Return the places (n,) of classes among those that are kept."""
@@ -270,10 +272,17 @@ class Capture:
 
     # -- one batch ----------------------------------------------------------------------------------------------------
 
-    def take(self, logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Batch | str:
-        """Return the batch whose logits and labels are now known, or in a word why it cannot be used."""
+    def take(self, logits: Tensor, labels: Tensor, ignore_index: int = -100, *, soft: bool = False) -> Batch | str:
+        """Return the batch whose logits and labels are now known, or in a word why it cannot be used.
+
+        `soft` takes labels (n, C) that are probabilities.
+        """
+        weights = None
         if labels.is_floating_point():
-            return "soft labels"  # what was kept stays: hard labels may still come
+            if not (soft and labels.shape == logits.shape and labels.ndim == 2 and labels.shape[1] <= MAX_CLASSES):
+                return "soft labels"  # what was kept stays: hard labels may still come
+            weights = torch.nan_to_num(labels.detach().to(logits.device, torch.float64), 0.0, 0.0, 0.0).clamp_(min=0)
+            labels = weights.argmax(1)
         kept, heads, norms = self._kept, self._head_kept, self._norm_kept
         self._kept, self._calls, self._head_kept, self._norm_kept = {}, {}, {}, {}
         logits = logits.detach()
@@ -314,7 +323,7 @@ class Capture:
         rows = torch.where(counted, labels, n_classes)
         if n_classes > MAX_CLASSES and self.frequent is None:
             self.frequent = most_frequent(rows, n_classes, alone=self._alone)
-        return Batch(features=features, logits=logits, rows=rows, frequent=self.frequent)
+        return Batch(features=features, logits=logits, rows=rows, frequent=self.frequent, weights=weights)
 
     def _pool(self, name: str, entry: Kept, n_samples: int) -> tuple[Tensor | None, str]:
         pooling = self._wanted.get(name.partition("@")[0], "")
@@ -395,10 +404,9 @@ class Capture:
         """Return the classifier's parameters as they are now: copies on the device, nothing waits."""
         if self._matrix is not None:
             weight, bias = self._matrix
-            named = dict(self.model.named_parameters())
-            tensors = {"weight": named[weight].detach().clone()}
+            tensors = {"weight": self.model.get_parameter(weight).detach().clone()}
             if bias is not None:
-                tensors["bias"] = named[bias].detach().clone()
+                tensors["bias"] = self.model.get_parameter(bias).detach().clone()
             return HeadParameters(name=canonical(weight), has_bias=bias is not None, tensors=tensors)
         if not (self._head and self._head_is_linear) or (self.num_classes or 0) > MAX_CLASSES:
             return HeadParameters(name=self._head)
@@ -422,5 +430,5 @@ class Capture:
     def decays(self, optimizer: Any) -> tuple[float | None, float | None, bool | None]:
         """Return the weight decay of the classifier's weight and of the BatchNorm's scale, and if it is decoupled."""
         module = self._names[self._head] if self._head_is_linear else None
-        weight = dict(self.model.named_parameters())[self._matrix[0]] if self._matrix is not None else None
+        weight = self.model.get_parameter(self._matrix[0]) if self._matrix is not None else None
         return head.decays(optimizer, module, self._names.get(self._norm), weight)

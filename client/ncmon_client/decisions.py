@@ -91,6 +91,8 @@ class HeadCounts:
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._n_waiting = 0
         self.eps = 0.0
+        self.mixed = False
+        """Whether samples had weights."""
 
     @property
     def totals(self) -> Tensor:
@@ -148,6 +150,26 @@ class HeadCounts:
         if self._n_waiting >= WAITING_LOGITS:
             self._settle()
         return logits.argmax(1)
+
+    def update_mixed(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """Add logits (n, C) of samples with weights (n, C) float64 of the classes; return the argmax (n,)."""
+        self.eps = max(self.eps, torch.finfo(logits.dtype).eps)
+        self.mixed = True
+        n_classes, z = self._n_classes, logits.double()
+        predicted = z.argmax(1)
+        losses = torch.where(weights > 0, -weights * z.log_softmax(1), 0)
+        finite = torch.isfinite(losses.sum(1))[:, None]
+        p = weights * finite
+        own = z - z.mean(1, keepdim=True)
+        least = functional.softplus(math.log(n_classes - 1) - n_classes / (n_classes - 1) * own)
+        values = torch.zeros_like(self._totals)
+        values[0, :-1], values[1, :-1] = p.sum(0), (weights * ~finite).sum(0)
+        values[2, :-1] = values.new_zeros(n_classes).index_add(0, predicted, p.gather(1, predicted[:, None]).squeeze(1))
+        for place, parts in ((3, losses), (4, p * own), (5, p * least)):
+            # A masked logit (-inf) leaves the loss finite and its own one not: the sum then says so, and is not sent.
+            values[place, :-1] = torch.where(finite & (weights > 0), parts, 0).sum(0)
+        self._totals = self._totals + values
+        return predicted
 
     @torch.no_grad()
     def _settle(self) -> None:

@@ -44,6 +44,11 @@ def is_fsdp(model: nn.Module) -> bool:
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
     """Return copies of weight and bias as the forward pass uses them; a sharded one is left out."""
+    if not parametrize.is_parametrized(module):
+        # Nothing to work out: a window that closes holds the loop up for as long as this takes.
+        plain = [(name, getattr(module, name, None)) for name in ("weight", "bias")]
+        whole = [(name, value) for name, value in plain if isinstance(value, Tensor) and not is_sharded(value)]
+        return {name: value.detach().clone() for name, value in whole}
     found: dict[str, Tensor] = {}
     with torch.no_grad(), _still(module):
         for name in ("weight", "bias"):
@@ -56,7 +61,7 @@ def parameters(module: nn.Module) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def _still(module: nn.Module) -> Iterator[None]:
     """Eval mode for a module's parametrizations, so that a look at them moves nothing."""
-    lists = getattr(module, "parametrizations", None) if parametrize.is_parametrized(module) else None
+    lists = getattr(module, "parametrizations", None)
     moving = [part for part in lists.modules() if part.training] if isinstance(lists, nn.Module) else []
     for part in moving:
         part.training = False
@@ -82,12 +87,21 @@ def decays(
     found: list[float | None] = []
     decoupled: bool | None = None
     for parameter in (own, None if norm is None else norm._parameters.get("weight")):
-        group = next((g for g in groups if parameter is not None and any(p is parameter for p in g["params"])), None)
+        group = None if parameter is None else _group(groups, parameter)
         found.append(None if group is None else float(group.get("weight_decay", 0.0)))
         if group is not None:
             by_name = "AdamW" in type(getattr(optimizer, "optimizer", optimizer)).__name__
             decoupled = bool(group.get("decoupled_weight_decay", by_name))
     return found[0], found[1], decoupled
+
+
+def _group(groups: list[dict[str, Any]], parameter: Any) -> dict[str, Any] | None:
+    """Return the group that holds a parameter; the last ones are looked at first, the classifier is at the end."""
+    for group in reversed(groups):
+        for other in reversed(group["params"]):
+            if other is parameter:
+                return group
+    return None
 
 
 def functional(

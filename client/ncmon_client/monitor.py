@@ -30,6 +30,7 @@ from ncmon_client.capture import Batch, Capture
 from ncmon_client.losses import Losses
 from ncmon_client.options import with_classes
 from ncmon_client.outbox import Outbox
+from ncmon_client.pads import Pads
 from ncmon_client.rows import Reference
 from ncmon_client.schedule import Schedule
 from ncmon_client.sender import Sender
@@ -89,7 +90,9 @@ class Monitor:
         endpoint: str,
         spool: str = "memory",
         first_step: int = 0,
+        soft: bool = False,
     ) -> None:
+        self._takes_soft = soft
         self._inert = capture is None
         self._model, self._optimizer = model, optimizer
         self._run = run
@@ -100,7 +103,8 @@ class Monitor:
         self._outbox = Outbox()
         self._sender: Sender | None = None
         self._references: dict[str, Mapping[str, Reference]] = {}
-        self._open = OpenWindow(exact=False, references={})
+        self._pads = Pads()
+        self._open = OpenWindow(exact=False, references={}, pads=self._pads)
         self._epoch = -1
         self._first_step = self._steps = first_step
         self._sampled = 0
@@ -202,6 +206,7 @@ class Monitor:
                 references={} if exact_ncc else known,
                 before=self._references.get(split, {}),
                 classifier=self._capture.head().tensors.get("weight"),
+                pads=self._pads,
             )
             for batch in self._passes(loader, window):
                 window.add(batch, self._capture.layers)
@@ -324,7 +329,7 @@ class Monitor:
             return
         try:
             with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-                batch = self._capture.take(logits, labels, ignore_index)
+                batch = self._capture.take(logits, labels, ignore_index, soft=self._takes_soft)
                 if isinstance(batch, str):
                     self._soft = batch == "soft labels"
                     self._skip(batch)
@@ -344,7 +349,7 @@ class Monitor:
     def _forget(self) -> None:
         """What the open window holds was mixed: begin it again."""
         before = self._open
-        self._open = OpenWindow(exact=False, references=before.given)
+        self._open = OpenWindow(exact=False, references=before.given, pads=self._pads)
         self._open.steps, self._open.skipped = before.steps, before.skipped
         self._open.skipped["mixed labels"] += before.sampled_steps
         self._sampled -= before.sampled_steps
@@ -356,7 +361,7 @@ class Monitor:
         if window.empty:
             return
         self._references["train"] = window.references()
-        self._open = OpenWindow(exact=False, references=self._references["train"])
+        self._open = OpenWindow(exact=False, references=self._references["train"], pads=self._pads)
         had_means = bool(window.given)
         self._offer(window, split="train", epoch=self._epoch, ncc_source="previous" if had_means else "none")
 

@@ -43,6 +43,7 @@ def check(
     num_classes: int | None,
     class_names: Iterable[str] | None,
     first_step: int,
+    soft: bool,
     window_steps: int,
     every: int | str,
     overhead: float,
@@ -107,6 +108,8 @@ def check(
         raise ConfigError(
             f"endpoint: expected ipc://PATH or tcp://HOST:PORT, got {endpoint!r}; leave it out for your own daemon"
         )
+    if not isinstance(soft, bool):
+        raise ConfigError(f"soft: expected True or False, got {soft!r}; True uses labels that are probabilities")
     if not isinstance(enabled, bool):
         raise ConfigError(f"enabled: expected True or False, got {enabled!r}")
 

@@ -6,6 +6,7 @@ assert on CUDA that ends the training process.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -30,12 +31,14 @@ class Rows:
     On the host asking is cheap; an accelerator would have to be waited for, and is told less.
     """
 
-    def __init__(self, rows: Tensor, n_classes: int) -> None:
+    def __init__(self, rows: Tensor, n_classes: int, *, all_count: bool | None = None) -> None:
         self.rows = rows
         self.n_rows = n_classes + 1
         self.on_host = rows.device.type == "cpu"
-        self.all_count = self.on_host and len(rows) > 0 and int(rows.max()) < n_classes
-        """Whether every sample has a class."""
+        self.all_count = (
+            self.on_host and len(rows) > 0 and int(rows.max()) < n_classes if all_count is None else all_count
+        )
+        """Whether every sample is known to have a class."""
         self._counts: Tensor | None = None
         self._order: Tensor | None = None
         self._stacked: dict[int, Tensor] = {}
@@ -43,6 +46,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def part(self, which: slice) -> Rows:
+        """Return some of the samples."""
+        return Rows(self.rows[which], self.n_rows - 1, all_count=self.all_count or None)
 
     @property
     def counts(self) -> Tensor:
@@ -61,8 +68,9 @@ class Rows:
     def stacked(self, n_layers: int) -> Tensor:
         """Return rows (L * n,) of as many layers, laid one below the other."""
         if n_layers not in self._stacked:
-            begins = torch.arange(n_layers, device=self.rows.device)[:, None] * self.n_rows
-            self._stacked[n_layers] = (self.rows + begins).view(-1)
+            if n_layers > 1:
+                begins = _multiples(n_layers, self.n_rows, self.rows.device)
+            self._stacked[n_layers] = self.rows if n_layers == 1 else (self.rows + begins).view(-1)
         return self._stacked[n_layers]
 
     def bags(self, n_layers: int) -> tuple[Tensor, Tensor]:
@@ -71,9 +79,16 @@ class Rows:
         All samples come twice: once for each of two sums.
         """
         if n_layers not in self._bags:
-            n = len(self.rows)
+            n, device = len(self.rows), self.rows.device
             # Twice the same samples, and bags that follow one another.
-            first = torch.arange(n_layers).repeat(2)[:, None] * n
-            begins = torch.arange(2 * n_layers)[:, None] * n + (self.counts.cumsum(0) - self.counts)
-            self._bags[n_layers] = (self.order + first).view(-1), begins.view(-1)
+            samples = self.order + _multiples(n_layers, n, device)
+            begins = self.counts.cumsum(0).sub_(self.counts) + _multiples(2 * n_layers, n, device)
+            self._bags[n_layers] = torch.cat((samples, samples)).view(-1), begins.view(-1)
         return self._bags[n_layers]
+
+
+@functools.lru_cache(maxsize=64)
+def _multiples(count: int, step: int, device: torch.device) -> Tensor:
+    """Return (count, 1) 0, step, 2 step, ...; asked for in every batch."""
+    with torch.inference_mode(False):
+        return torch.arange(0, count * step, step, device=device)[:, None]

@@ -5,11 +5,11 @@ directions v. Which of the three ways is taken is chosen once, when a window beg
 
 - `Full`: S itself is added up, for widths at which that costs no more than the sums do, and in exact windows. It is
   symmetric, and only blocks on and above its diagonal are added.
-- `Sampled`: of a streaming window of a wider layer some samples are kept as they are. That costs the training nothing,
-  where a product of d x d costs as much as the layer's own forward pass. Kept are all, until they are too many; then
-  every second batch is dropped and from there on every second one is skipped, so that those kept are spread evenly over
-  the window. The trace of S is known of all samples: the sample only says how it spreads over directions. m samples
-  tell a variance along one direction to sqrt(2 / m).
+- `Sampled`: of a streaming window of a wider layer some samples are kept as they are. That costs the training nothing
+  where the memory is lent (`pads`); a product of d x d costs as much as the layer's own forward pass. Kept are all,
+  until they are too many; then every second batch is dropped and from there on every second one is skipped, so that
+  those kept are spread evenly over the window. The trace of S is known of all samples: the sample only says how it
+  spreads over directions. m samples tell a variance along one direction to sqrt(2 / m).
 - `Projected`: of an exact window of a layer too wide for S, S on the span of what was known before the window: earlier
   class means and the classifier's rows. What the window's own means have beside that span gets the mean variance of
   all directions beside it: an approximation, early in training off by some percent.
@@ -24,6 +24,7 @@ before (`balance`), where classes differ in size.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncmon_client.balance import class_weights
+from ncmon_client.pads import Pad
 
 MAX_SCATTER_FEATURES = 1024
 """Above this width S is never formed: it would cost more than the layer's own forward pass, and megabytes to send."""
@@ -94,8 +96,12 @@ class SecondMoment(Protocol):
     def note(self) -> str:
         """Return what is to be said of the reading, empty if nothing."""
 
-    def tensors(self) -> list[Tensor]:
-        """Return what is held."""
+    @property
+    def nbytes(self) -> int:
+        """Return the memory that is held."""
+
+    def release(self) -> None:
+        """Give back what was lent; nothing is read afterwards."""
 
 
 def second_moment(
@@ -139,6 +145,7 @@ class Full:
         self.scatter = torch.zeros(n_features, n_features, dtype=dtype, device=device)
         self.weights = None if weights is None else weights.to(dtype)
         self.weighted = None if weights is None else torch.zeros_like(self.scatter)
+        self._scatter_nbytes = self.scatter.nbytes
 
     def add(self, x: Tensor, rows: Tensor, n_classes: int) -> None:
         """Add x (n, d)."""
@@ -174,9 +181,13 @@ class Full:
         """Nothing: it is exact."""
         return ""
 
-    def tensors(self) -> list[Tensor]:
-        """Return S and M."""
-        return [self.scatter] if self.weighted is None else [self.scatter, self.weighted]
+    @property
+    def nbytes(self) -> int:
+        """Return bytes of S and M."""
+        return self._scatter_nbytes * (1 if self.weighted is None else 2)
+
+    def release(self) -> None:
+        """Nothing is lent."""
 
 
 def _add_upper(scatter: Tensor, left: Tensor, right: Tensor) -> None:
@@ -215,6 +226,7 @@ class Sampled:
 
     def __init__(self, n_features: int) -> None:
         self.room = min(max(SAMPLE_BYTES // (4 * n_features), LEAST_SAMPLES), MOST_SAMPLES)
+        self._n_features = n_features
         self.every = 1
         """One batch in this many is kept."""
         self.batches = 0
@@ -222,67 +234,92 @@ class Sampled:
         """Samples of all batches, those that do not count among them."""
         self.kept: list[tuple[Tensor, Tensor]] = []
         """x (k, d) and rows (k,) of the batches that are kept."""
+        self._n_kept = 0
+        self._pads: list[Pad | None] = []
+        """What the kept samples lie in, where it was lent."""
         self._last: tuple[Matrix, _Kept] | None = None
 
-    def add(self, x: Tensor, rows: Tensor, n_classes: int) -> None:
-        """Keep the batch, or not; its tensors must not be written afterwards."""
-        self.batches += 1
-        self.samples += len(x)
-        if (self.batches - 1) % self.every:
+    def add(self, x: Tensor, rows: Tensor, n_classes: int, pad: Pad | None = None) -> None:
+        """Keep the batch, or not; its tensors must not be written afterwards, and what they lie in (`pad`) is held."""
+        wanted = self.choose(len(x))
+        if wanted is None:
             return
-        if len(x) > self.room // 2:
-            stride = math.ceil(2 * len(x) / self.room)
-            # Another place in each batch: a loader may sort its batches.
-            x, rows = x[self.batches % stride :: stride].clone(), rows[self.batches % stride :: stride].clone()
+        if wanted.step is not None:
+            x, rows, pad = x[wanted].clone(), rows[wanted].clone(), None
+        self.keep(x, rows, None if pad is None else pad.hold())
+
+    def choose(self, n: int) -> slice | None:
+        """Return which samples of the next batch of n are to be kept, None for no one."""
+        self.batches += 1
+        self.samples += n
+        if (self.batches - 1) % self.every:
+            return None
+        if n <= self.room // 2:
+            return slice(None)
+        stride = math.ceil(2 * n / self.room)
+        # Another place in each batch: a loader may sort its batches.
+        return slice(self.batches % stride, None, stride)
+
+    def keep(self, x: Tensor, rows: Tensor, pad: Pad | None = None) -> None:
+        """Keep x (k, d) of classes rows (k,), lying in `pad`, which is dropped in the end."""
         self.kept.append((x, rows))
-        while len(self.kept) > 1 and sum(len(part) for part, _ in self.kept) > self.room:
+        self._pads.append(pad)
+        self._n_kept += x.shape[0]
+        while len(self.kept) > 1 and self._n_kept > self.room:
             self._thin()
 
     def _thin(self) -> None:
         self.every *= 2
-        self.kept = self.kept[::2]
+        for pad in self._pads[1::2]:
+            if pad is not None:
+                pad.drop()
+        self.kept, self._pads = self.kept[::2], self._pads[::2]
+        self._n_kept = sum(x.shape[0] for x, _ in self.kept)
 
     def merge(self, other: SecondMoment, step: Tensor, counts: Tensor, sums: Tensor) -> None:
         """Add another part's samples; the part that kept more is thinned to the other's pace."""
         assert isinstance(other, Sampled)
         own = Sampled(1)
-        own.every, own.kept = other.every, list(other.kept)
+        own.every, own.kept, own._pads = other.every, list(other.kept), [None] * len(other.kept)
         for part, pace in ((self, own.every), (own, self.every)):
             while part.every < pace:
                 part._thin()
         self.kept += [(x + step[rows], rows) for x, rows in own.kept]
+        self._pads += [None] * len(own.kept)
+        self._n_kept = sum(x.shape[0] for x, _ in self.kept)
         self.batches, self.samples = self.batches + other.batches, self.samples + other.samples
 
     def read(self, delta: Matrix, counts: Matrix, within: float) -> Spread | None:
         """Return S of the kept samples, with the trace of all."""
         kept = self._read(delta)
-        if len(kept.rows) == 0:
+        if kept.empty:
             return None
         trace = float(kept.squares.sum())
-        return _Some(kept, np.full(len(kept.rows), within / trace if trace > 0 else 0.0))
+        return _Some(kept, np.full(len(delta), within / trace if trace > 0 else 0.0))
 
     def read_weighted(self, delta: Matrix, counts: Matrix, within: Matrix) -> Weighted | None:
         """Return M of the kept samples with the trace of each class over all; a_c = 1 / n_c.
 
         None where a class that varies has no sample among them.
         """
-        kept = self._read(delta)
-        traces = np.bincount(kept.rows, weights=kept.squares, minlength=len(delta))
+        traces = self._read(delta).squares
         if ((within > 0) & (traces <= 0)).any():
             return None
         weights = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
         known = np.divide(np.maximum(within, 0.0), traces, out=np.zeros(len(traces)), where=traces > 0)
-        return Weighted(weights=weights, spread=_Some(kept, (known * weights)[kept.rows]))
+        return Weighted(weights=weights, spread=_Some(self._read(delta), known * weights))
 
     def _read(self, delta: Matrix) -> _Kept:
         """Return the kept samples that count, worked out once a reading."""
         if self._last is None or self._last[0] is not delta:
-            x, rows = np.zeros((0, delta.shape[1])), np.zeros(0, np.int64)
-            if self.kept:
-                x = _host(torch.cat([part for part, _ in self.kept]))
-                rows = torch.cat([part for _, part in self.kept]).cpu().numpy()
-            counted = rows < len(delta)
-            self._last = delta, _Kept(x[counted] - delta[rows[counted]], rows[counted])
+            parts = []
+            for x, rows in self.kept:
+                features, classes = x.detach().cpu().numpy(), rows.cpu().numpy()
+                if len(classes) and classes.max() >= len(delta):
+                    counted = classes < len(delta)
+                    features, classes = features[counted], classes[counted]
+                parts.append((features, classes))
+            self._last = delta, _Kept(parts, delta)
         return self._last[1]
 
     def note(self) -> str:
@@ -290,24 +327,55 @@ class Sampled:
         kept = sum(len(x) for x, _ in self.kept)
         return "" if kept == self.samples else f"second moment of {kept} of {self.samples} samples"
 
-    def tensors(self) -> list[Tensor]:
-        """Return the samples."""
-        return [x for x, _ in self.kept]
+    @property
+    def nbytes(self) -> int:
+        """Return bytes of the samples."""
+        return 4 * self._n_kept * self._n_features
+
+    def release(self) -> None:
+        """Give the pads back: whoever reads is done."""
+        for pad in self._pads:
+            if pad is not None:
+                pad.drop()
+        self.kept, self._pads, self._last = [], [], None
 
 
 class _Kept:
-    """Samples (k, d) about their class's mean, and their classes (k,), which both moments are read from."""
+    """Samples x (k, d), single precision, about their class's mean, which is at delta (C, d); parts of them at a time:
+    all of them in double precision would be megabytes, and cost more than all the rest of reading a window.
+    """
 
-    def __init__(self, centred: Matrix, rows: NDArray[np.int64]) -> None:
-        self.centred, self.rows = centred, rows
-        self.squares: Matrix = np.einsum("ij,ij->i", centred, centred)
+    def __init__(self, parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]], delta: Matrix) -> None:
+        self._parts = parts
+        self._delta = delta.astype(np.float32)
+        self.empty = not any(len(rows) for _, rows in parts)
+        self.squares: Matrix = np.zeros(len(delta))
+        """(C,) sums of |x - delta|^2 by class."""
+        for centred, rows in self.centred():
+            self.squares += np.bincount(rows, weights=np.einsum("ij,ij->i", centred, centred), minlength=len(delta))
         self._directions: Matrix | None = None
-        self._along: Matrix = centred
+        self._along: Matrix = self.squares
+
+    def centred(self) -> Iterator[tuple[Matrix, NDArray[np.int64]]]:
+        """Yield x - delta (k, d) of each part and its classes; each is overwritten by the next."""
+        longest = max((len(rows) for _, rows in self._parts), default=0)
+        single = np.empty((longest, self._delta.shape[1]), np.float32)
+        double = np.empty(single.shape)
+        for x, rows in self._parts:
+            near, wide = single[: len(rows)], double[: len(rows)]
+            np.take(self._delta, rows, axis=0, out=near, mode="clip")
+            np.subtract(x, near, out=near)
+            np.copyto(wide, near)
+            yield wide, rows
 
     def along(self, directions: Matrix) -> Matrix:
-        """Return squared products (k, r) with the directions; the same ones are asked for twice."""
+        """Return sums (C, r) by class of squared products with the directions; the same ones are asked for twice."""
         if self._directions is not directions:
-            self._directions, self._along = directions, np.square(self.centred @ directions.T)
+            found = np.zeros((len(self._delta), len(directions)))
+            turned = np.ascontiguousarray(directions.T)
+            for centred, rows in self.centred():
+                np.add.at(found, rows, np.square(centred @ turned))
+            self._directions, self._along = directions, found
         return self._along
 
 
@@ -315,15 +383,17 @@ class _Kept:
 class _Some:
     kept: _Kept
     weights: Matrix
-    """(k,) of the samples."""
+    """(C,) of each class's samples."""
 
     def along(self, directions: Matrix) -> Matrix:
         found: Matrix = self.weights @ self.kept.along(directions)
         return found
 
     def matrix(self) -> Matrix:
-        centred = self.kept.centred
-        found: Matrix = (self.weights[:, None] * centred).T @ centred
+        d = self.kept._delta.shape[1]
+        found = np.zeros((d, d))
+        for centred, rows in self.kept.centred():
+            found += (self.weights[rows][:, None] * centred).T @ centred
         return found
 
 
@@ -377,9 +447,13 @@ class Projected:
         """Say that it is approximate."""
         return "NC1 approximate: second moment on the span of earlier class means and the classifier's rows"
 
-    def tensors(self) -> list[Tensor]:
-        """Return S on the basis, and the basis."""
-        return [self.scatter, self.basis]
+    @property
+    def nbytes(self) -> int:
+        """Return bytes of S on the basis, and of the basis."""
+        return self.scatter.nbytes + self.basis.nbytes
+
+    def release(self) -> None:
+        """Nothing is lent."""
 
 
 @dataclass(frozen=True, slots=True)

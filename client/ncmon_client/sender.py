@@ -92,7 +92,7 @@ class Sender:
 
     def start(self) -> None:
         """Start the thread, once; in a forked child and after `close`, do nothing."""
-        if os.getpid() != self._pid:
+        if self._thread is not None or os.getpid() != self._pid:
             return
         with self._lock:
             if self._thread is not None or self._close_by is not None:
@@ -118,7 +118,7 @@ class Sender:
 
         A disk that fails is not waited for: what it cannot take stays in memory.
         """
-        if os.getpid() != self._pid or self._level not in ("always", "fsync"):
+        if self._level not in ("always", "fsync") or os.getpid() != self._pid:
             return False
         end = self._outbox.end
         with self._safe:

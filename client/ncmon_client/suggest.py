@@ -15,6 +15,7 @@ from ncmon_client.capture import Capture
 from ncmon_client.errors import ConfigError
 from ncmon_client.frequent import KEPT, MAX_CLASSES
 from ncmon_client.options import pooled
+from ncmon_client.payload import reduction
 from ncmon_client.window import PAYLOAD_BUDGET_BYTES
 
 _SCALARS = 11
@@ -56,17 +57,16 @@ def suggest_layers(
         if isinstance(taken, str):
             raise ConfigError(f"inputs: expected a batch of which features can be taken, got: {taken}")
         n_classes = KEPT if logits.shape[-1] > MAX_CLASSES else logits.shape[-1]
-        wide = [2 * 8 * n_classes * layer.n_features * len(capture.layers) for layer in capture.layers]
+        reduced = reduction(capture.layers, n_classes, widest_scatter=None, budget_bytes=PAYLOAD_BUDGET_BYTES)
         found = tuple(
             Suggestion(
                 name=layer.name,
                 module=layer.module,
                 n_features=layer.n_features,
                 reduction=layer.reduction,
-                payload_bytes=n_classes
-                * (2 * (4 if size > PAYLOAD_BUDGET_BYTES else 8) * layer.n_features + 8 * _SCALARS),
+                payload_bytes=reduced.nbytes([layer], n_classes, widest_scatter=None) + n_classes * 8 * _SCALARS,
             )
-            for layer, size in zip(capture.layers, wide, strict=True)
+            for layer in capture.layers
         )
     finally:
         capture.detach()

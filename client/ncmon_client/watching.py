@@ -32,6 +32,7 @@ def watch(
     num_classes: int | None = None,
     class_names: Iterable[str] | None = None,
     first_step: int = 0,
+    soft: bool = False,
     window_steps: int = 200,
     every: int | Literal["auto", "never"] = "auto",
     overhead: float = 0.01,
@@ -53,6 +54,8 @@ def watch(
     num_classes, class_names : known from the first batch and from nowhere, respectively, if left out.
     first_step : training steps that the run has behind it, where this process goes on from a checkpoint. Steps that are
         trained again replace what is stored of them.
+    soft : use batches whose labels are probabilities (n, C), as mixup and distillation give them: every sample counts
+        for every class, weighted. Without it they are skipped and counted.
     window_steps : training steps after which a window closes by itself.
     every : look at one step in this many; `"auto"` keeps the cost below the share `overhead` of the training's time,
         `"never"` looks at no step: then only `measure` makes windows.
@@ -80,6 +83,7 @@ def watch(
         num_classes=num_classes,
         class_names=class_names,
         first_step=first_step,
+        soft=soft,
         window_steps=window_steps,
         every=every,
         overhead=overhead,
@@ -115,4 +119,5 @@ def watch(
         endpoint=endpoint or wire.default_endpoint(),
         spool=spool,
         first_step=first_step,
+        soft=soft,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,18 +18,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ncmon_client import wire
-from ncmon_client.accumulate import ClassMoments, Sums
+from ncmon_client.accumulate import ClassMoments, Sums, whole
 from ncmon_client.capture import Batch
 from ncmon_client.decisions import HeadCounts, NearestCounts
 from ncmon_client.frequent import Frequent
 from ncmon_client.head import HeadParameters
 from ncmon_client.layers import CLASSIFIER_INPUT, Layer
+from ncmon_client.mixtures import NOTE as MIXED
+from ncmon_client.mixtures import Mixtures
+from ncmon_client.pads import Pads
+from ncmon_client.payload import reduction
 from ncmon_client.rows import Reference, Rows
 from ncmon_client.second import MAX_SCATTER_FEATURES, basis_of
 
 EPS_SINGLE = 2.0**-23
 PAYLOAD_BUDGET_BYTES = 8 * 1024 * 1024
-"""Above this, class means and unit sums travel in single precision."""
+"""Above this, less is sent (`payload`)."""
 LOGITS_AT_ONCE = 2**24
 """Logits whose loss is taken in one go."""
 
@@ -47,9 +51,9 @@ class Objective:
 class _Means(Mapping[str, Reference]):
     """Class means by layer, worked out when the next window asks: closing one must not hold the loop up."""
 
-    def __init__(self, sums: tuple[tuple[tuple[str, ...], Sums], ...]) -> None:
+    def __init__(self, sums: tuple[tuple[tuple[str, ...], Sums], ...], names: Iterable[str]) -> None:
         self._sums = sums
-        self._names = frozenset(name for names, _ in sums for name in names)
+        self._names = frozenset(names)
         self._found: dict[str, Reference] = {}
 
     def __getitem__(self, name: str) -> Reference:
@@ -73,7 +77,8 @@ class OpenWindow:
     """Adds batches up. `references` are the class means of an earlier window, by layer, that decide for the nearest;
     `before` those of the window before of the same split.
 
-    `classifier` (C, d) are the rows of the classifier, near the span of its input's class means.
+    `classifier` (C, d) are the rows of the classifier, near the span of its input's class means; `pads` lends the
+    memory for features.
     """
 
     def __init__(
@@ -83,8 +88,10 @@ class OpenWindow:
         references: Mapping[str, Reference],
         before: Mapping[str, Reference] | None = None,
         classifier: Tensor | None = None,
+        pads: Pads | None = None,
     ) -> None:
         self.exact = exact
+        self._pads = pads or Pads()
         self._before = references if before is None else before
         self.steps = 0
         self.sampled_steps = 0
@@ -100,6 +107,7 @@ class OpenWindow:
         self._head: HeadCounts | None = None
         self._n_classes = 0
         self._frequent: Frequent | None = None
+        self._mixtures: Mixtures | None = None
         self._trained: Tensor | None = None
         """Sum over samples of the loss that was trained."""
         self._trained_samples = 0
@@ -126,6 +134,12 @@ class OpenWindow:
         if self._head is None:
             self._begin(batch, layers)
         assert self._head is not None
+        if batch.weights is not None:
+            predicted = self._head.update_mixed(batch.logits, batch.weights)
+            self._mixtures = self._mixtures or Mixtures(batch.logits.device)
+            for names, sums in self._sums:
+                self._mixtures.add(sums, [batch.features[name] for name in names], batch.weights, predicted)
+            return
         # A vocabulary's logits in parts: a copy of all of them in single precision may be most of the memory left.
         size = max(1, LOGITS_AT_ONCE // batch.logits.shape[1])
         parts = zip(torch.split(batch.logits, size), torch.split(batch.rows, size), strict=True)
@@ -144,7 +158,7 @@ class OpenWindow:
 
     def references(self) -> Mapping[str, Reference]:
         """Return the class means of this window, by layer, on the device; nothing is added to it afterwards."""
-        return _Means(tuple(self._sums))
+        return _Means(tuple(self._sums), self._moments)
 
     def forget_decisions(self) -> None:
         """Drop the nearest-class decisions: they are taken again by the window's own means."""
@@ -175,6 +189,7 @@ class OpenWindow:
                 nearest=[name == CLASSIFIER_INPUT or cheap for name in names],
                 bases=[self._basis(name, width) for name in names],
                 before=[self._before.get(name) for name in names],
+                pads=self._pads,
             )
             self._sums.append((tuple(names), sums))
             self._moments.update(zip(names, sums.members, strict=True))
@@ -211,6 +226,8 @@ class OpenWindow:
         assert self._head is not None
         if self._frequent is not None:
             head, objective = HeadParameters(name=head.name), replace(objective, plain_loss=False)
+        if self._mixtures is not None:
+            objective = replace(objective, plain_loss=False)
         return ClosedWindow(
             frequent=self._frequent,
             meta={
@@ -260,11 +277,8 @@ class ClosedWindow:
     @property
     def nbytes(self) -> int:
         """About the memory that this window holds until it is sealed."""
-        tensors = [*self.head.tensors.values()]
-        for sums in self.sums:
-            tensors += [sums.scalars, sums.sums, sums.shift]
-            tensors += [held for m in sums.members if m.second is not None for held in m.second.tensors()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        own = [sums.nbytes for sums in self.sums] + [tensor.nbytes for tensor in self.head.tensors.values()]
+        return sum(own)
 
     def gap(self, reason: str) -> wire.Gap:
         """Return what is recorded when this window cannot be sealed."""
@@ -289,25 +303,35 @@ class ClosedWindow:
         arrays: list[tuple[str, int, wire.Array]] = []
         layers: list[wire.LayerMeta] = []
         several = self.meta["world_size"] != 1
+        reduced = reduction(
+            self.layers,
+            int(str(self.meta["n_classes"])),
+            widest_scatter=MAX_SCATTER_FEATURES if several else None,
+            budget_bytes=PAYLOAD_BUDGET_BYTES,
+        )
         for place, layer in enumerate(self.layers):
             drained = self.moments[layer.name].drain()
-            single = 2 * 8 * drained.class_means.size * len(self.layers) > PAYLOAD_BUDGET_BYTES
             notes: list[str] = [] if self.frequent is None else [self.frequent.note]
+            if self.counts.mixed:
+                notes.append(MIXED)
             for name in ("class_counts", "within_sq", "norm_sums", "norm_sq_sums", "zero_counts", "nonfinite_counts"):
                 arrays.append((name, place, getattr(drained, name)))
             for name in ("class_means", "unit_sums"):
                 values = getattr(drained, name)
-                arrays.append((name, place, values.astype(np.float32) if single else values))
-            if single:
-                notes.append("class means in single precision: payload over budget")
+                arrays.append((name, place, _single(values, reduced.means_single)))
+            sends = several and drained.spread is not None and layer.n_features <= MAX_SCATTER_FEATURES
+            if said := reduced.note(layer, scatter=sends):
+                notes.append(said)
             if drained.before_counts is not None and drained.shift_sq is not None:
                 arrays += [("before_counts", place, drained.before_counts), ("shift_sq", place, drained.shift_sq)]
             weighted = drained.weighted
             if several:
-                if drained.spread is not None and layer.n_features <= MAX_SCATTER_FEATURES:
-                    arrays.append(("within_scatter", place, drained.spread.matrix()))
-                    if weighted is not None:
-                        arrays.append(("weighted_scatter", place, weighted.spread.matrix()))
+                if sends and drained.spread is not None and reduced.wants_scatter(layer):
+                    arrays.append(("within_scatter", place, _single(drained.spread.matrix(), reduced.scatter_single)))
+                    if weighted is not None and reduced.wants_weighted(layer):
+                        arrays.append(
+                            ("weighted_scatter", place, _single(weighted.spread.matrix(), reduced.scatter_single))
+                        )
                         arrays.append(("moment_weights", place, weighted.weights))
             elif (span := drained.span()) is not None:
                 arrays += [("span_singular", place, span.singular), ("span_within", place, span.within)]
@@ -316,8 +340,10 @@ class ClosedWindow:
             second = self.moments[layer.name].second
             if second is None or (several and layer.n_features > MAX_SCATTER_FEATURES):
                 notes.append(f"no second moment above {MAX_SCATTER_FEATURES} features{' of several ranks' * several}")
-            elif said := second.note():
-                notes.append(said)
+            else:
+                if said := second.note():
+                    notes.append(said)
+                second.release()
             if (decided := self.nearest.get(layer.name)) is not None:
                 for name, tensor in (("counts", decided.taken), ("hits", decided.hits), ("agree", decided.agree)):
                     arrays.append((f"ncc_{name}", place, _whole(tensor)))
@@ -332,14 +358,19 @@ class ClosedWindow:
                     eps=self.moments[layer.name].eps or EPS_SINGLE,
                 )
             )
+        weighed = _host(self.counts.labels)
+        scale = np.divide(whole(weighed), weighed, out=np.zeros(len(weighed)), where=weighed > 0)
         for name, tensor in (
             ("label_counts", self.counts.labels),
             ("correct", self.counts.correct),
             ("loss_nonfinite", self.counts.nonfinite),
         ):
             arrays.append((name, -1, _whole(tensor)))
-        arrays.append(("loss_sums", -1, _host(self.counts.loss)))
-        own = [("own_logit_sums", _host(self.counts.own_logit)), ("own_loss_sums", _host(self.counts.own_loss))]
+        arrays.append(("loss_sums", -1, scale * _host(self.counts.loss)))
+        own = [
+            ("own_logit_sums", scale * _host(self.counts.own_logit)),
+            ("own_loss_sums", scale * _host(self.counts.own_loss)),
+        ]
         # Of a part of the classes the mean of all logits is another one: its proof does not hold.
         if self.frequent is None and all(np.isfinite(values).all() for _, values in own):
             arrays += [(name, -1, values) for name, values in own]
@@ -403,4 +434,9 @@ def _host(tensor: Tensor) -> NDArray[np.float64]:
 
 def _whole(tensor: Tensor) -> NDArray[np.int64]:
     """Return counts (C,) of a tensor with a trash row, as whole numbers."""
-    return _host(tensor).astype(np.int64)
+    return whole(_host(tensor)).astype(np.int64)
+
+
+def _single(array: NDArray[np.float64], wanted: bool) -> NDArray[np.float32] | NDArray[np.float64]:
+    """Return an array in single precision where that is wanted."""
+    return array.astype(np.float32) if wanted else array

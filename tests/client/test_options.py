@@ -66,6 +66,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "endpoint: expected ipc://PATH or tcp://HOST:PORT, got 'localhost:5555'; leave it",
     ),
     ({"endpoint": 5555}, "endpoint: expected ipc://PATH or tcp://HOST:PORT, got 5555"),
+    ({"soft": "yes"}, "soft: expected True or False, got 'yes'; True uses labels that are probabilities"),
     ({"enabled": "no"}, "enabled: expected True or False, got 'no'"),
 ]
 
