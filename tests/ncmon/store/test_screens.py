@@ -118,5 +118,5 @@ def test_pairs_and_runs_side_by_side(database: Path) -> None:
         np.testing.assert_array_equal(found["inter_cos"], run.matrix("inter_cos"))
         assert pair_arrays(run, ("inter_cos", "no_such"), "classifier-input", "train", None) == {}
         assert pair_arrays(run, (), "classifier-input", "train", None) == {}
-        (one,) = compared([run], "nc1_pinv")
+        (one,) = compared([run], "nc1_pinv", Cache())
         np.testing.assert_array_equal(one.columns.value, run.history("nc1_pinv").value)
