@@ -81,8 +81,8 @@ class Cache:
     memory: growing.Memory = field(default_factory=growing.Memory)
     """Of histories."""
     key: tuple[Any, ...] = ()
-    rows: dict[tuple[int, float], dict[str, float]] = field(default_factory=dict)
-    """By key of the window and when it was received: a later one may get the key of one that is gone."""
+    rows: dict[tuple[int, float], FloatArray] = field(default_factory=dict)
+    """(L,) by key of the window and when it was received: a later one may get the key of one that is gone."""
     matrix_key: tuple[Any, ...] = ()
     matrix: FloatArray | None = None
     matrix_low: float = np.nan
@@ -129,7 +129,8 @@ def layer_part(
     while len(windows) / stride > MOST_WINDOWS:
         stride *= 2
     chosen = sorted({*range(0, len(windows), stride), *([len(windows) - 1, moment] if moment >= 0 else [])})
-    key = (run.run_id, metric, split)
+    key = (run.run_id, metric, split, layers)
+    row_of = {name: row for row, name in enumerate(layers)}
     if cache.key != key:
         cache.key, cache.rows = key, {}
     wanted = [(windows[i][1], windows[i][3]) for i in chosen]
@@ -142,12 +143,12 @@ def layer_part(
 WHERE d.window_key IN ({", ".join("?" * len(some))})""",  # noqa: S608 the name is a column
             some,
         ):
-            known.setdefault((window, missing[window]), {})[layer] = np.nan if value is None else value
-    cache.rows = {window: known.get(window, {}) for window in wanted}
-    values = np.full((len(layers), len(chosen)), np.nan)
-    for column, window in enumerate(wanted):
-        found = cache.rows[window]
-        values[:, column] = [found.get(layer, np.nan) for layer in layers]
+            if value is not None and layer in row_of:
+                column = known.setdefault((window, missing[window]), np.full(len(layers), np.nan))
+                column[row_of[layer]] = value
+    nothing = np.full(len(layers), np.nan)
+    cache.rows = {window: known.get(window, nothing) for window in wanted}
+    values = np.array(list(cache.rows.values())).reshape(len(wanted), len(layers)).T
     columns = {name: np.full(len(layers), np.nan) for name in table}
     named = [name for name in table if name in stored]
     if moment >= 0 and named:
@@ -158,7 +159,8 @@ WHERE d.window_key IN ({", ".join("?" * len(some))})""",  # noqa: S608 the name 
             (windows[moment][1],),
         ):
             for name, value in zip(named, row[1:], strict=True):
-                columns[name][layers.index(row[0])] = np.nan if value is None else value
+                if value is not None and row[0] in row_of:
+                    columns[name][row_of[row[0]]] = value
     return LayerPart(
         metric=metric,
         split=split,

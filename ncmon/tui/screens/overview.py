@@ -20,7 +20,7 @@ from ncmon.feed import RunState, Snapshot, SourceState
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.store.results import RunSummary
 from ncmon.tui import palette
-from ncmon.tui.format import age, delivery, fit, number, printable
+from ncmon.tui.format import age, delivery, fit, number, printable, width
 from ncmon.tui.plots import framed, moment
 from ncmon.tui.screens.base import DataScreen, Sheet
 from ncmon.tui.screens.run import picture_of
@@ -92,8 +92,10 @@ class OverviewScreen(DataScreen):
             turned = " reversed" if look.run_reversed else ""
             left.append((f"  by {SORTS[look.run_sort % len(SORTS)]}{turned}", palette.DIM))
         if told := delivery(snapshot.counters):
-            # Last: on a narrow terminal it is the first to go.
-            left.append((f"  {told}", palette.WARN if snapshot.counters.get("rejected") else palette.DIM))
+            # The first to go on a narrow terminal, and whole: half of a sum says nothing.
+            taken = sum(width(text) for text, _ in (*left, *self.freshness(snapshot)))
+            if taken + 2 + width(told) <= self.size.width:
+                left.append((f"  {told}", palette.WARN if snapshot.counters.get("rejected") else palette.DIM))
         return left
 
     def tick(self, snapshot: Snapshot) -> None:

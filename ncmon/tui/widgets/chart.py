@@ -231,7 +231,11 @@ def _heading(picture: Picture, width: int, ascii: bool) -> Row:
     if picture.cursor is not None:
         values = [number_text(_at(line, picture.cursor)) for line in picture.lines]
         both = [f"{name} {value}" for name, value in zip(names, values, strict=True)]
-        names = both if used + sum(len(text) + 3 for text in both) <= width else values
+        if used + sum(len(text) + 3 for text in both) <= width:
+            names = both
+        elif not picture.x_whole:
+            # Of layers and classes a table stands beside, which says the values: there the names are what is missing.
+            names = values
         style = palette.NULL
     for sample, name, line in zip(samples, names, picture.lines, strict=True):
         if used + 1 + len(sample) + len(name) > width:

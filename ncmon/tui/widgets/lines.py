@@ -151,7 +151,6 @@ class Lines(Widget):
     def redraw(self) -> None:
         """Compose again and refresh what changed."""
         width, height = self.size
-        self._grounds = {}
         if not (width and height):
             return
         composed = list(self.compose_rows(width, height))[:height]

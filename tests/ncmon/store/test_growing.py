@@ -21,6 +21,7 @@ from ncmon.store.growing import Memory
 from ncmon.store.queries import Store
 from ncmon.store.results import Columns
 from ncmon.store.runs import StoredRun
+from ncmon.store.screens import Cache, layer_part
 from ncmon.store.writer import Writer
 from tests.factories import make_evaluation, make_run, make_window
 from tests.ncmon.store.batches import stored
@@ -82,7 +83,7 @@ ACTS = st.one_of(
 
 
 @given(st.lists(ACTS, min_size=1, max_size=12))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_history_that_grows_is_the_one_read_at_once(acts: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder, Writer.open(Path(folder) / "runs.db") as writer:
         training, memory = Training(writer), Memory()
@@ -132,14 +133,17 @@ def test_only_what_came_is_read(tmp_path: Path, asked: list[int]) -> None:
 def test_a_last_window_that_came_again_is_read_again_though_its_key_is_the_same(tmp_path: Path) -> None:
     with Writer.open(tmp_path / "runs.db") as writer, Store.open(writer.path) as store:
         training, memory = Training(writer), Memory()
-        keys, losses = [], []
+        cache = Cache(memory=memory)
+        keys, losses, pictured = [], [], []
         for _ in range(2):
             training.send(10, False)
             run = store.run("run")
             keys += run._reader.execute("SELECT window_key FROM window")
             losses += growing.history(run, "ce_loss", memory, split="train").value.tolist()
+            pictured += layer_part(run, "ce_loss", "train", (), None, cache).values[-1].tolist()
         assert keys[0] == keys[1]
         assert losses[0] != losses[1]
+        assert pictured == losses
 
 
 def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]) -> None:
