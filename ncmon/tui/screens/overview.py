@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
@@ -11,6 +12,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
+from textual.css.query import NoMatches
 from textual.widgets import Input
 
 from ncmon import cells
@@ -99,11 +101,16 @@ class OverviewScreen(DataScreen):
         return left
 
     def tick(self, snapshot: Snapshot) -> None:
-        """The table says how long runs have been silent."""
-        self.again()
+        """The table says how long runs have been silent; charts know nothing of the clock."""
+        with contextlib.suppress(NoMatches):
+            self._draw_runs(snapshot)
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot."""
+        self._draw_runs(snapshot)
+        self._draw_charts(snapshot)
+
+    def _draw_runs(self, snapshot: Snapshot) -> None:
         states = {summary.run.run_id: snapshot.state(summary) for summary in snapshot.runs}
         self.show_status(snapshot)
         self._show_sources(snapshot)
@@ -114,7 +121,6 @@ class OverviewScreen(DataScreen):
         table.empty = _empty(snapshot, bool(self.filter))
         table.show(self._arranged(snapshot.runs, states), states, snapshot.taken_at)
         self._preview(snapshot, table.cursor)
-        self._draw_charts(snapshot)
 
     def behind(self, snapshot: Snapshot) -> list[Span]:
         """Return how many of several targets are in which state."""
