@@ -352,7 +352,14 @@ class Feed:
             names = [metric.name for metric in METRICS if metric.scope == "class"]
             names += [bound.name for bound in BOUNDS if bound.scope == "class"]
             parts["classes"] = class_part(
-                run, detail.layer.name, split, names, selection.index, selection.step, self._cache
+                run,
+                detail.layer.name,
+                split,
+                names,
+                selection.index,
+                selection.step,
+                self._cache,
+                latest=detail.latest.get(split),
             )
         elif selection.view == "bounds" and detail.layer is not None:
             wanted_split = selection.split or bounds_split(detail)

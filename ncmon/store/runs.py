@@ -365,8 +365,9 @@ WHERE d.window_key = ? AND (? IS NULL OR l.name = ?) ORDER BY l.idx, l.layer_key
             (window_key,),
         )
         table = np.full((n_classes, len(names)), np.nan)
-        for row in rows:
-            table[row[0]] = row[1:]
+        if rows:
+            read = np.array(rows, dtype=np.float64)  # None becomes NaN.
+            table[read[:, 0].astype(np.int64)] = read[:, 1:]
         return {name: table[:, place].copy() for place, name in enumerate(names)}
 
     def _layer_key(self, layer: str) -> int:

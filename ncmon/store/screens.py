@@ -174,9 +174,19 @@ WHERE d.window_key IN ({", ".join("?" * len(some))})""",  # noqa: S608 the name 
 
 
 def class_part(
-    run: StoredRun, layer: str, split: str, names: Sequence[str], index: int, step: int | None, cache: Cache
+    run: StoredRun,
+    layer: str,
+    split: str,
+    names: Sequence[str],
+    index: int,
+    step: int | None,
+    cache: Cache,
+    latest: WindowReadings | None = None,
 ) -> ClassPart | None:
-    """Return the classes of a layer at the moment of `step` (None: the last); None before the first window."""
+    """Return the classes of a layer at the moment of `step` (None: the last); None before the first window.
+
+    `latest` is what was read of the split already: a thousand classes are not read twice.
+    """
     reader = run._reader
     layer_keys = dict(reader.execute("SELECT name, layer_key FROM layer WHERE run_key = ?", (run._key,)))
     layer_key = layer_keys.get(layer)
@@ -191,7 +201,10 @@ ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed text
     if not moments:
         return None
     window, at_step, epoch, exact, n_classes = moments[0]
-    if at_classifier:
+    read = latest.layers.get(CLASSIFIER_INPUT) if latest is not None else None
+    if at_classifier and latest is not None and read is not None and (latest.step, latest.exact) == (at_step, exact):
+        found = dict(read.class_arrays)
+    elif at_classifier:
         found = run._class_arrays(window, n_classes)
     else:
         blobs = reader.execute(
