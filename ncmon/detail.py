@@ -9,6 +9,7 @@ import numpy as np
 
 from ncmon.bounds import BOUNDS
 from ncmon.model import CLASSIFIER_INPUT, LayerKey, Run
+from ncmon.store.growing import Memory, histories
 from ncmon.store.results import Columns, WindowReadings
 from ncmon.store.runs import StoredRun
 from ncmon.store.screens import windows_at
@@ -80,10 +81,13 @@ def main_split(splits: tuple[str, ...]) -> str:
     return "train" if "train" in splits or not splits else splits[0]
 
 
-def read_detail(run: StoredRun, layer: str, *, step: int | None = None, more: tuple[str, ...] = ()) -> Detail:
+def read_detail(
+    run: StoredRun, layer: str, memory: Memory, *, step: int | None = None, more: tuple[str, ...] = ()
+) -> Detail:
     """Return one run in full, of one layer, or of its last layer where it has none of that name.
 
-    `step` is the moment of `latest`, `more` the series wanted beside the charted ones.
+    `step` is the moment of `latest`, `more` the series wanted beside the charted ones; of what `memory` knows only what
+    came since is read.
     """
     layers = run.layers
     shown = next((key for key in layers if key.name == layer), layers[-1] if layers else None)
@@ -101,7 +105,9 @@ def read_detail(run: StoredRun, layer: str, *, step: int | None = None, more: tu
         layers=layers,
         layer=shown,
         splits=splits,
-        series={split: run.histories(wanted, layer=shown.name, split=split) for split in splits} if shown else {},
+        series={split: histories(run, wanted, memory, layer=shown.name, split=split) for split in splits}
+        if shown
+        else {},
         latest=latest,
         gaps=len(run.gaps()),
     )

@@ -343,7 +343,7 @@ class Feed:
         except NotFound:
             return {}
         more = BOUNDED if selection.view == "bounds" else ()
-        detail = read_detail(run, selection.layer, step=selection.step, more=more)
+        detail = read_detail(run, selection.layer, self._cache.memory, step=selection.step, more=more)
         parts: dict[str, Any] = {"detail": detail}
         split = selection.split if selection.split in detail.splits else main_split(detail.splits)
         if selection.view == "layers":
@@ -352,7 +352,14 @@ class Feed:
             names = [metric.name for metric in METRICS if metric.scope == "class"]
             names += [bound.name for bound in BOUNDS if bound.scope == "class"]
             parts["classes"] = class_part(
-                run, detail.layer.name, split, names, selection.index, selection.step, self._cache
+                run,
+                detail.layer.name,
+                split,
+                names,
+                selection.index,
+                selection.step,
+                self._cache,
+                latest=detail.latest.get(split),
             )
         elif selection.view == "bounds" and detail.layer is not None:
             wanted_split = selection.split or bounds_split(detail)
@@ -360,7 +367,8 @@ class Feed:
         elif selection.view == "compare":
             stored = {found.run_id: found for found in store.runs()}
             chosen = selection.marked or tuple(summary.run.run_id for summary in runs[:UNMARKED])
-            parts["compared"] = compared([stored[name] for name in chosen if name in stored], selection.metric)
+            wanted_runs = [stored[name] for name in chosen if name in stored]
+            parts["compared"] = compared(wanted_runs, selection.metric, self._cache)
         return parts
 
 

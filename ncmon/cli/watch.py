@@ -52,6 +52,9 @@ def command(
 
         return follow_targets(targets, form or "table")
     if not once and form is None and has_terminal():
+        from ncmon.tui import garbage
+
+        garbage.wait()
         from ncmon.tui.app import run_ui
 
         return run_ui(*targets, theme=theme, ascii=ascii_only)

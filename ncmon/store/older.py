@@ -14,7 +14,6 @@ from pathlib import Path
 import ncmon
 from ncmon.errors import StoreError
 from ncmon.store.connection import OlderSchema, connect_any, connect_reader, describe, harden
-from ncmon.store.migrate import add_columns, migrate
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -26,6 +25,10 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def _copy(path: Path) -> sqlite3.Connection:
+    # What migrates brings sqlite-utils with it, and that pandas where there is one: half a second and 60 MB of every
+    # viewer, for files that are rarely met.
+    from ncmon.store.migrate import add_columns, migrate
+
     copy = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     try:
         with closing(connect_any(path)) as original:

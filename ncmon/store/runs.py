@@ -158,30 +158,37 @@ FROM reading d JOIN window w ON w.window_key = d.window_key
 WHERE d.layer_key = ? AND w.split = ? AND w.step > ? ORDER BY w.step, w.exact""",  # noqa: S608 names are columns
                 (layer_key, split, since_step),
             )
-            reasons = {
-                (window_key, name): text
-                for window_key, name, text in self._reader.execute(
-                    f"""SELECT d.window_key, d.name, d.text FROM reason d JOIN window w ON w.window_key = d.window_key
+            reasons: dict[str, dict[int, str]] = {}
+            for window_key, name, text in self._reader.execute(
+                f"""SELECT d.window_key, d.name, d.text FROM reason d JOIN window w ON w.window_key = d.window_key
 WHERE d.layer_key = ? AND w.split = ? AND w.step > ? AND d.name IN ({", ".join("?" * len(names))})""",  # noqa: S608
-                    (layer_key, split, since_step, *names.values()),
-                )
-            }
+                (layer_key, split, since_step, *names.values()),
+            ):
+                reasons.setdefault(name, {})[window_key] = text
         columns = list(zip(*rows, strict=True)) or [()] * (5 + len(names))
+        step, epoch = (np.array(columns[place], dtype=np.int64) for place in (1, 2))
+        time, exact = np.array(columns[3], dtype=np.float64), np.array(columns[4], dtype=bool)
         found = {}
         for place, (asked, name) in enumerate(names.items()):
             value = np.array(columns[5 + place], dtype=np.float64)  # None becomes NaN.
-            if name in stored:
-                reason = [reasons.get((window_key, name), "") for window_key in columns[0]]
+            kept = ~np.isnan(value)
+            reason: tuple[str, ...]
+            if name not in stored:
+                kept[:] = True
+                reason = (NOT_STORED,) * len(value)
+            elif name in reasons:
+                texts = [reasons[name].get(window_key, "") for window_key in columns[0]]
+                kept |= np.array([bool(text) for text in texts], dtype=bool)
+                reason = tuple(text for text, stays in zip(texts, kept, strict=True) if stays)
             else:
-                reason = [NOT_STORED] * len(value)
-            kept = ~np.isnan(value) | np.array([bool(text) for text in reason], dtype=bool)
+                reason = ("",) * int(kept.sum())
             found[asked] = Columns(
-                step=np.array(columns[1], dtype=np.int64)[kept],
-                epoch=np.array(columns[2], dtype=np.int64)[kept],
-                time=np.array(columns[3], dtype=np.float64)[kept],
+                step=step[kept],
+                epoch=epoch[kept],
+                time=time[kept],
                 value=value[kept],
-                exact=np.array(columns[4], dtype=bool)[kept],
-                reason=tuple(text for text, stays in zip(reason, kept, strict=True) if stays),
+                exact=exact[kept],
+                reason=reason,
             )
         return found
 
@@ -358,8 +365,9 @@ WHERE d.window_key = ? AND (? IS NULL OR l.name = ?) ORDER BY l.idx, l.layer_key
             (window_key,),
         )
         table = np.full((n_classes, len(names)), np.nan)
-        for row in rows:
-            table[row[0]] = row[1:]
+        if rows:
+            read = np.array(rows, dtype=np.float64)  # None becomes NaN.
+            table[read[:, 0].astype(np.int64)] = read[:, 1:]
         return {name: table[:, place].copy() for place, name in enumerate(names)}
 
     def _layer_key(self, layer: str) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ncmon.model import CLASSIFIER_INPUT, FloatArray, IntArray, Run
-from ncmon.store import arrays, schema
+from ncmon.store import arrays, growing, schema
 from ncmon.store.results import Columns, WindowReadings
 from ncmon.store.runs import StoredRun
 
@@ -78,8 +78,11 @@ class Compared:
 class Cache:
     """What was read of windows before; belongs to one database."""
 
+    memory: growing.Memory = field(default_factory=growing.Memory)
+    """Of histories."""
     key: tuple[Any, ...] = ()
-    rows: dict[int, dict[str, float]] = field(default_factory=dict)
+    rows: dict[tuple[int, float], FloatArray] = field(default_factory=dict)
+    """(L,) by key of the window and when it was received: a later one may get the key of one that is gone."""
     matrix_key: tuple[Any, ...] = ()
     matrix: FloatArray | None = None
     matrix_low: float = np.nan
@@ -114,7 +117,7 @@ def layer_part(
     stored = schema.columns_of(reader, "reading", schema.READING_FIXED)
     layers = tuple(key.name for key in run.layers)
     rows = reader.execute(
-        "SELECT step, window_key, epoch FROM window WHERE run_key = ? AND split = ? ORDER BY step, exact",
+        "SELECT step, window_key, epoch, received FROM window WHERE run_key = ? AND split = ? ORDER BY step, exact",
         (run._key, split),
     )
     # Of one step the exact window counts: it comes later.
@@ -126,24 +129,26 @@ def layer_part(
     while len(windows) / stride > MOST_WINDOWS:
         stride *= 2
     chosen = sorted({*range(0, len(windows), stride), *([len(windows) - 1, moment] if moment >= 0 else [])})
-    key = (run.run_id, metric, split)
+    key = (run.run_id, metric, split, layers)
+    row_of = {name: row for row, name in enumerate(layers)}
     if cache.key != key:
         cache.key, cache.rows = key, {}
-    wanted = [windows[i][1] for i in chosen]
-    missing = [window for window in wanted if window not in cache.rows]
+    wanted = [(windows[i][1], windows[i][3]) for i in chosen]
+    known = {window: cache.rows[window] for window in wanted if window in cache.rows}
+    missing = {window: at for window, at in wanted if (window, at) not in known}
     for start in range(0, len(missing) if metric in stored else 0, 500):
-        some = missing[start : start + 500]
+        some = list(missing)[start : start + 500]
         for window, layer, value in reader.execute(
             f"""SELECT d.window_key, l.name, d."{metric}" FROM reading d JOIN layer l ON l.layer_key = d.layer_key
 WHERE d.window_key IN ({", ".join("?" * len(some))})""",  # noqa: S608 the name is a column
             some,
         ):
-            cache.rows.setdefault(window, {})[layer] = np.nan if value is None else value
-    cache.rows = {window: cache.rows.get(window, {}) for window in wanted}
-    values = np.full((len(layers), len(chosen)), np.nan)
-    for column, window in enumerate(wanted):
-        found = cache.rows[window]
-        values[:, column] = [found.get(layer, np.nan) for layer in layers]
+            if value is not None and layer in row_of:
+                column = known.setdefault((window, missing[window]), np.full(len(layers), np.nan))
+                column[row_of[layer]] = value
+    nothing = np.full(len(layers), np.nan)
+    cache.rows = {window: known.get(window, nothing) for window in wanted}
+    values = np.array(list(cache.rows.values())).reshape(len(wanted), len(layers)).T
     columns = {name: np.full(len(layers), np.nan) for name in table}
     named = [name for name in table if name in stored]
     if moment >= 0 and named:
@@ -154,7 +159,8 @@ WHERE d.window_key IN ({", ".join("?" * len(some))})""",  # noqa: S608 the name 
             (windows[moment][1],),
         ):
             for name, value in zip(named, row[1:], strict=True):
-                columns[name][layers.index(row[0])] = np.nan if value is None else value
+                if value is not None and row[0] in row_of:
+                    columns[name][row_of[row[0]]] = value
     return LayerPart(
         metric=metric,
         split=split,
@@ -168,9 +174,19 @@ WHERE d.window_key IN ({", ".join("?" * len(some))})""",  # noqa: S608 the name 
 
 
 def class_part(
-    run: StoredRun, layer: str, split: str, names: Sequence[str], index: int, step: int | None, cache: Cache
+    run: StoredRun,
+    layer: str,
+    split: str,
+    names: Sequence[str],
+    index: int,
+    step: int | None,
+    cache: Cache,
+    latest: WindowReadings | None = None,
 ) -> ClassPart | None:
-    """Return the classes of a layer at the moment of `step` (None: the last); None before the first window."""
+    """Return the classes of a layer at the moment of `step` (None: the last); None before the first window.
+
+    `latest` is what was read of the split already: a thousand classes are not read twice.
+    """
     reader = run._reader
     layer_keys = dict(reader.execute("SELECT name, layer_key FROM layer WHERE run_key = ?", (run._key,)))
     layer_key = layer_keys.get(layer)
@@ -185,7 +201,10 @@ ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed text
     if not moments:
         return None
     window, at_step, epoch, exact, n_classes = moments[0]
-    if at_classifier:
+    read = latest.layers.get(CLASSIFIER_INPUT) if latest is not None else None
+    if at_classifier and latest is not None and read is not None and (latest.step, latest.exact) == (at_step, exact):
+        found = dict(read.class_arrays)
+    elif at_classifier:
         found = run._class_arrays(window, n_classes)
     else:
         blobs = reader.execute(
@@ -234,7 +253,9 @@ ORDER BY w.step DESC, w.exact DESC LIMIT 1""",  # noqa: S608 placeholders
     return {name: arrays.unpack(blob) for name, blob in found}
 
 
-def compared(runs: Sequence[StoredRun], metric: str, layer: str = CLASSIFIER_INPUT) -> tuple[Compared, ...]:
+def compared(
+    runs: Sequence[StoredRun], metric: str, cache: Cache, layer: str = CLASSIFIER_INPUT
+) -> tuple[Compared, ...]:
     """Return one metric of several runs, of the split that each trains on, in the order given."""
     lines = []
     for run in runs:
@@ -244,7 +265,8 @@ def compared(runs: Sequence[StoredRun], metric: str, layer: str = CLASSIFIER_INP
         splits = run.splits
         split = "train" if "train" in splits or not splits else splits[0]
         shown = layer if layer in names else names[-1]
-        lines.append(Compared(run=run.run, split=split, columns=run.history(metric, layer=shown, split=split)))
+        columns = growing.history(run, metric, cache.memory, layer=shown, split=split)
+        lines.append(Compared(run=run.run, split=split, columns=columns))
     return tuple(lines)
 
 

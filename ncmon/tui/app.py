@@ -30,7 +30,7 @@ from textual.screen import Screen
 from ncmon.feed import Reads, Selection, Snapshot
 from ncmon.feeds import open_feeds
 from ncmon.model import CLASSIFIER_INPUT, Alert
-from ncmon.tui import keys, palette, sending, sheets
+from ncmon.tui import garbage, keys, palette, sending, sheets
 from ncmon.tui.keys import NcmonKeys
 from ncmon.tui.leaving import Watchman
 from ncmon.tui.look import RATES_S, SMOOTHING, Look, load, look_file, save
@@ -453,7 +453,12 @@ def run_ui(*targets: str, theme: str | None = None, ascii: bool = False, run_fir
         keep(places_file(), targets, app.place)
 
     watchman = Watchman(app.leave, keep_all)
-    app.began = watchman.obey
+
+    def began() -> None:
+        watchman.obey()
+        garbage.begin()
+
+    app.began = began
     watchman.start()
     try:
         app.run()

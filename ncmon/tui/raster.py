@@ -228,14 +228,16 @@ def _segments(pixels: NDArray[np.bool_], x0: FloatArray, y0: FloatArray, x1: Flo
     start, end = np.ceil(top).astype(np.int64), np.floor(bottom).astype(np.int64)
     nearest = ((top + bottom) / 2 + 0.5).astype(np.int64)
     start, end = np.where(start > end, nearest, start), np.where(start > end, nearest, end)
-    height, width = pixels.shape
-    marks = np.zeros((height + 1, width), dtype=np.int32)
-    np.add.at(marks, (start, column), 1)
-    np.add.at(marks, (end + 1, column), -1)
-    pixels |= np.cumsum(marks, axis=0)[:-1] > 0
+    # Pixel by pixel: fewer than there are in the picture, unless every line is a spike from edge to edge.
+    lengths = end - start + 1
+    offset = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    pixels[np.repeat(start, lengths) + offset, np.repeat(column, lengths)] = True
 
 
 def _cells(pixels: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    height, width = pixels.shape
-    blocks = pixels.reshape(height // DOTS_Y, DOTS_Y, width // DOTS_X, DOTS_X)
-    return (blocks * _BITS[None, :, None, :]).sum(axis=(1, 3)).astype(np.uint8)
+    dots = pixels.view(np.uint8)
+    found = np.zeros((pixels.shape[0] // DOTS_Y, pixels.shape[1] // DOTS_X), dtype=np.uint8)
+    for y in range(DOTS_Y):
+        for x in range(DOTS_X):
+            found |= dots[y::DOTS_Y, x::DOTS_X] * _BITS[y, x]
+    return found

@@ -8,13 +8,17 @@ function of Textual's; a version that has no such function is left as it is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 from rich.color import ColorSystem
 from rich.console import Console
+from rich.segment import Segment
 from rich.style import Style
 from textual import _compositor
 from textual.strip import Strip
+
+from ncmon.cells import width as cell_width
 
 _Codes = tuple[str, str, str, bool]
 """Attributes, foreground and background as SGR parameters, and whether a blank shows any of the first two."""
@@ -54,17 +58,35 @@ def _render(update: _compositor.ChopsUpdate, console: Console) -> str:
                 continue
             start, stop = max(x, x1), min(end, x2)
             parts.append(f"\x1b[{y + 1};{start + 1}H")
-            parts.append(styled(strip if (start, stop) == (x, end) else strip.crop(start - x, stop - x), colours))
+            parts.append(
+                styled(list(strip) if (start, stop) == (x, end) else cropped(strip, start - x, stop - x), colours)
+            )
     return "".join(parts)
 
 
-def styled(strip: Strip, colours: ColorSystem | None) -> str:
-    """Return a strip as text with escape sequences, which begins and ends with no style."""
+def cropped(strip: Strip, start: int, stop: int) -> list[Segment]:
+    """Return the segments of some cells of a strip. A strip of its own would make ten caches first."""
+    if any(cell_width(segment.text) != len(segment.text) for segment in strip):
+        return list(strip.crop(start, stop))
+    found: list[Segment] = []
+    at = 0
+    for segment in strip:
+        text = segment.text
+        end = at + len(text)
+        if end > start and at < stop:
+            inside = start <= at and end <= stop
+            found.append(segment if inside else Segment(text[max(start - at, 0) : stop - at], segment.style))
+        at = end
+    return found
+
+
+def styled(segments: Iterable[Segment], colours: ColorSystem | None) -> str:
+    """Return segments as text with escape sequences, which begins and ends with no style."""
     if colours is None:
-        return strip.text
+        return "".join(segment.text for segment in segments)
     parts: list[str] = []
     now: _Codes = ("", "", "", False)
-    for segment in strip:
+    for segment in segments:
         text, style = segment.text, segment.style
         if not text or segment.control:
             continue

@@ -35,11 +35,14 @@ COLUMNS = (
     Column(title="QUANTITY", width=15, rank=0, right=False, grows=True),
     Column(title="MEASURED", width=8, rank=1),
     Column(title="BOUND", width=10, rank=1, right=False),
-    Column(title="SLACK", width=8, rank=2),
+    Column(title="SLACK", width=7, rank=2),
     Column(title="STATE", width=14, rank=0, right=False),
-    Column(title="OF", width=9, rank=3, right=False),
-    Column(title="NAME", width=16, rank=4, right=False),
+    Column(title="BY", width=5, rank=3, right=False),
+    Column(title="OF", width=7, rank=4, right=False),
+    Column(title="NAME", width=16, rank=5, right=False),
 )
+FAMILIES = {"cert": "cert", "cert_plus": "cert+", "sharp": "sharp", "thm": "thm", "thm_tight": "thm+"}
+"""Which proof a bound is of, by how its name begins: several bound the same quantity."""
 MORE_CHARTS = 2
 SMALL_WIDTH, SMALL_HEIGHT, SIDE_BY_SIDE = 60, 14, 140
 
@@ -144,7 +147,7 @@ class BoundsScreen(OneRunScreen):
             exact = window is not None and window.exact
             bars = _with_slacks(chosen, said) if self.has_class("-wide") else chosen
             rows = _explained(chosen, bars, detail.run, *text.size, exact=exact) if chosen is not None else []
-            text.show(rows)
+            text.show(rows, more="  …" if self.has_class("-one") else MORE)
 
     def _draw_more(
         self, detail: Detail, split: str, said: list[Verdict], chosen: Verdict | None, window: WindowReadings | None
@@ -283,6 +286,10 @@ def _cells(verdict: Verdict, run: Run) -> list[Cell]:
         (f"{sign} {number(verdict.value)}", palette.BOUND if verdict.value is not None else palette.DIM),
         ("-" if slack is None else f"{slack:+.4f}" if abs(slack) >= 1e-4 else f"{slack:+.0e}", STYLES[state]),
         (f"{GLYPHS[state]} {state}", STYLES[state]),
+        (
+            next((FAMILIES[name] for name in sorted(FAMILIES, key=len)[::-1] if bound.name.startswith(name)), ""),
+            palette.DIM,
+        ),
         (f"{verdict.held}/{verdict.of}" if verdict.of else "-", palette.DIM),
         (bound.name, palette.DIM),
     ]
@@ -328,6 +335,7 @@ def _wrapped(text: str, width: int, style: object, *, first: str = "") -> list[R
 
 
 MOST_BARS = 12
+MORE = "  … enter shows all of it"
 
 
 def _bars(verdict: Verdict, run: Run, width: int, most: int) -> Sequence[Row]:

@@ -15,7 +15,7 @@ from ncmon.metrics import by_name
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.store.screens import LayerPart
 from ncmon.tui import heat, palette
-from ncmon.tui.format import cosine, number, percent, printable
+from ncmon.tui.format import cosine, number, percent, printable, width
 from ncmon.tui.look import LAYER_METRICS, Look
 from ncmon.tui.raster import Scale, scale_of
 from ncmon.tui.screens.base import OneRunScreen, Sheet, shown_split
@@ -123,7 +123,8 @@ class LayersScreen(OneRunScreen):
             chart.show(profile(part, log=self.ncmon.look.log, cursor=part.layers.index(layer) if layer else None))
         if table.display:
             table.show(COLUMNS, part.layers, lambda place: _cells(part, place), cursor=layer or None)
-        self.query_one("#layers-note", Text).show([tuple(_note(snapshot, part))])
+        note = self.query_one("#layers-note", Text)
+        note.show([tuple(_whole(_note(part), note.size.width))])
 
     def _make_room(self, picture: HeatMap, layers: int) -> None:
         """Give the map the lines that its layers need, half of the screen at most."""
@@ -276,7 +277,17 @@ def _cells(part: LayerPart, place: int) -> list[Cell]:
     ]
 
 
-def _note(snapshot: Snapshot, part: LayerPart) -> list[Span]:
+def _whole(spans: list[Span], room: int) -> list[Span]:
+    """Return what has room, each piece whole or not at all: half a number is another number."""
+    kept: list[Span] = []
+    for text, style in spans:
+        if (room := room - width(text)) < 0:
+            break
+        kept.append((text, style))
+    return kept
+
+
+def _note(part: LayerPart) -> list[Span]:
     """Return in words from which layer on the nearest class mean decides."""
     right = part.table["ncc_acc"]
     if not len(right) or np.isnan(right).all():
@@ -289,7 +300,7 @@ def _note(snapshot: Snapshot, part: LayerPart) -> list[Span]:
         spans.append((f" ({printable(part.layers[first])}: 99 % right by class means)", palette.DIM))
     else:
         best = percent(float(np.nanmax(right)))
-        spans.append((f" no layer is 99 % right by class means yet ({best})", palette.DIM))
+        spans.append((f" NCC 99 %: no layer yet ({best})", palette.DIM))
     return spans
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
@@ -11,6 +12,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
+from textual.css.query import NoMatches
 from textual.widgets import Input
 
 from ncmon import cells
@@ -20,7 +22,7 @@ from ncmon.feed import RunState, Snapshot, SourceState
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.store.results import RunSummary
 from ncmon.tui import palette
-from ncmon.tui.format import age, delivery, fit, number, printable
+from ncmon.tui.format import age, delivery, fit, number, printable, width
 from ncmon.tui.plots import framed, moment
 from ncmon.tui.screens.base import DataScreen, Sheet
 from ncmon.tui.screens.run import picture_of
@@ -92,16 +94,23 @@ class OverviewScreen(DataScreen):
             turned = " reversed" if look.run_reversed else ""
             left.append((f"  by {SORTS[look.run_sort % len(SORTS)]}{turned}", palette.DIM))
         if told := delivery(snapshot.counters):
-            # Last: on a narrow terminal it is the first to go.
-            left.append((f"  {told}", palette.WARN if snapshot.counters.get("rejected") else palette.DIM))
+            # The first to go on a narrow terminal, and whole: half of a sum says nothing.
+            taken = sum(width(text) for text, _ in (*left, *self.freshness(snapshot)))
+            if taken + 2 + width(told) <= self.size.width:
+                left.append((f"  {told}", palette.WARN if snapshot.counters.get("rejected") else palette.DIM))
         return left
 
     def tick(self, snapshot: Snapshot) -> None:
-        """The table says how long runs have been silent."""
-        self.again()
+        """The table says how long runs have been silent; charts know nothing of the clock."""
+        with contextlib.suppress(NoMatches):
+            self._draw_runs(snapshot)
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot."""
+        self._draw_runs(snapshot)
+        self._draw_charts(snapshot)
+
+    def _draw_runs(self, snapshot: Snapshot) -> None:
         states = {summary.run.run_id: snapshot.state(summary) for summary in snapshot.runs}
         self.show_status(snapshot)
         self._show_sources(snapshot)
@@ -112,7 +121,6 @@ class OverviewScreen(DataScreen):
         table.empty = _empty(snapshot, bool(self.filter))
         table.show(self._arranged(snapshot.runs, states), states, snapshot.taken_at)
         self._preview(snapshot, table.cursor)
-        self._draw_charts(snapshot)
 
     def behind(self, snapshot: Snapshot) -> list[Span]:
         """Return how many of several targets are in which state."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.style import Style
 from textual import events
 from textual.message import Message
 
-from ncmon.model import FloatArray
+from ncmon.model import FloatArray, IntArray
 from ncmon.tui import palette, raster
 from ncmon.tui.format import number as number_text
 from ncmon.tui.format import tick
@@ -69,6 +71,51 @@ class Picture:
     """Where the crosshair stands; the legend then says the values there."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plot:
+    """The rows between heading and x axis, cell by cell: of most of them nothing changes when a window comes."""
+
+    points: NDArray[np.uint32]
+    """(rows, columns) code points."""
+    owner: IntArray
+    """(rows, columns) which of the styles a cell has."""
+    styles: tuple[Style, ...]
+    heads: tuple[str, ...]
+    """What stands before each row."""
+    tails: tuple[Level | None, ...]
+    """The level whose name stands at each row's end."""
+
+    def kept(self, other: Plot) -> list[bool]:
+        """Return which rows are the same as those of another plot."""
+        if self.points.shape != other.points.shape or self.styles != other.styles:
+            return [False] * len(self.points)
+        cells = (self.points == other.points).all(axis=1) & (self.owner == other.owner).all(axis=1)
+        ends = zip(self.heads, other.heads, self.tails, other.tails, strict=True)
+        return [bool(same) and a == b and c == d for same, (a, b, c, d) in zip(cells, ends, strict=True)]
+
+    def rows(self, wanted: Sequence[bool]) -> dict[int, Row]:
+        """Return the wanted rows."""
+        n_rows, columns = self.points.shape
+        text = self.points.tobytes().decode("utf-32-le")
+        # A blank shows no ink: it goes with what stands before it, for every change of style is another piece to send.
+        inked = np.maximum.accumulate(np.where(self.points != ord(" "), np.arange(columns), 0), axis=1)
+        owner = np.take_along_axis(self.owner, inked, axis=1)
+        found: dict[int, Row] = {}
+        for y in range(n_rows):
+            if not wanted[y]:
+                continue
+            line, own = text[y * columns : (y + 1) * columns], owner[y]
+            edges = [0, *(np.flatnonzero(own[1:] != own[:-1]) + 1).tolist(), columns]
+            row: Row = (
+                (self.heads[y], palette.DIM),
+                *((line[i:j], self.styles[own[i]]) for i, j in itertools.pairwise(edges)),
+            )
+            if (level := self.tails[y]) is not None:
+                row = (*_cut(row, columns - len(level.name) - 1 + len(self.heads[y])), (f" {level.name}", level.style))
+            found[y] = row
+        return found
+
+
 class Chart(Lines):
     """Draws a picture; a click says where on the x axis."""
 
@@ -83,6 +130,7 @@ class Chart(Lines):
         super().__init__(id=id)
         self.picture: Picture | None = None
         self.ascii_only = ascii
+        self._drawn: tuple[Plot, Sequence[Row]] | None = None
 
     def show(self, picture: Picture) -> None:
         """Show a picture; rows that are the same are not sent again."""
@@ -93,7 +141,9 @@ class Chart(Lines):
         """Return the chart's rows."""
         if self.picture is None:
             return []
-        return chart_rows(self.picture, width, height, ascii=self.ascii_only)
+        rows, plot = drawn(self.picture, width, height, ascii=self.ascii_only, before=self._drawn)
+        self._drawn = (plot, rows) if plot is not None else None
+        return rows
 
     def on_click(self, event: events.Click) -> None:
         """Say where was clicked."""
@@ -108,11 +158,18 @@ class Chart(Lines):
 
 def chart_rows(picture: Picture, width: int, height: int, *, ascii: bool = False) -> list[Row]:
     """Return the rows of a chart of this size; at small sizes the axes go first, then the plot."""
+    return drawn(picture, width, height, ascii=ascii)[0]
+
+
+def drawn(
+    picture: Picture, width: int, height: int, *, ascii: bool = False, before: tuple[Plot, Sequence[Row]] | None = None
+) -> tuple[list[Row], Plot | None]:
+    """Return a chart's rows, and its plot where it has one; rows that are the same as `before` are those very rows."""
     if picture.x_range is not None:
         picture = replace(picture, lines=tuple(_within(line, *picture.x_range) for line in picture.lines))
     rows: list[Row] = [_heading(picture, width, ascii)]
     if height < 3 or width < 12:
-        return rows[:height]
+        return rows[:height], None
     plot_rows, columns = height - 2, width - LABEL_WIDTH - 2
     shown = [line for line in picture.lines if np.isfinite(line.y).any()]
     if picture.log:
@@ -122,7 +179,7 @@ def chart_rows(picture: Picture, width: int, height: int, *, ascii: bool = False
         blank: Row = ((" " * LABEL_WIDTH + f" {bar}", palette.DIM),)
         rows += [blank] * plot_rows
         rows[1 + plot_rows // 2] = ((" " * LABEL_WIDTH + f" {bar} {picture.empty}"[: columns + 2], palette.DIM),)
-        return [*rows, ((" " * LABEL_WIDTH + f" {corner}{rule * columns}", palette.DIM),)]
+        return [*rows, ((" " * LABEL_WIDTH + f" {corner}{rule * columns}", palette.DIM),)], None
 
     x_scale = _x_scale(picture, shown)
     if picture.span is not None and not picture.log:
@@ -145,13 +202,19 @@ def chart_rows(picture: Picture, width: int, height: int, *, ascii: bool = False
         layers.append((bits, line.style, MARKS[number % len(MARKS)]))
 
     labels = _labels(y_scale, plot_rows)
-    cross = _cross(picture.cursor, x_scale, columns)
-    for y in range(plot_rows):
-        head: Row = ((f"{labels.get(y, ''):>{LABEL_WIDTH}} {bar}", palette.DIM),)
-        row = head + _plot_row(layers, y, columns, ascii, cross)
-        rows.append(_named(row, picture.levels, layers, y, columns))
+    points, owner = _cells(layers, ascii, _cross(picture.cursor, x_scale, columns))
+    plot = Plot(
+        points=points,
+        owner=owner,
+        styles=(palette.DIM, *(style for _, style, _ in layers), palette.CURSOR),
+        heads=tuple(f"{labels.get(y, ''):>{LABEL_WIDTH}} {bar}" for y in range(plot_rows)),
+        tails=_named(picture.levels, layers, columns),
+    )
+    stays = plot.kept(before[0]) if before is not None else [False] * plot_rows
+    new = plot.rows([not same for same in stays])
+    rows += [before[1][1 + y] if before is not None and stays[y] else new[y] for y in range(plot_rows)]
     rows.append(_x_axis(x_scale, columns, picture.x_title, corner, rule))
-    return rows
+    return rows, plot
 
 
 def _heading(picture: Picture, width: int, ascii: bool) -> Row:
@@ -168,7 +231,11 @@ def _heading(picture: Picture, width: int, ascii: bool) -> Row:
     if picture.cursor is not None:
         values = [number_text(_at(line, picture.cursor)) for line in picture.lines]
         both = [f"{name} {value}" for name, value in zip(names, values, strict=True)]
-        names = both if used + sum(len(text) + 3 for text in both) <= width else values
+        if used + sum(len(text) + 3 for text in both) <= width:
+            names = both
+        elif not picture.x_whole:
+            # Of layers and classes a table stands beside, which says the values: there the names are what is missing.
+            names = values
         style = palette.NULL
     for sample, name, line in zip(samples, names, picture.lines, strict=True):
         if used + 1 + len(sample) + len(name) > width:
@@ -217,7 +284,8 @@ def _x_scale(picture: Picture, lines: Sequence[Line]) -> raster.Scale:
     return raster.Scale(low=low, high=low + math.ceil(span / step - 1e-9) * step)
 
 
-def _labels(scale: raster.Scale, rows: int) -> dict[int, str]:
+@lru_cache(maxsize=64)
+def _labels(scale: raster.Scale, rows: int) -> Mapping[int, str]:
     labels: dict[int, str] = {}
     for value in raster.ticks(scale, max(2, rows // 2)):
         place = float(scale.place(np.array([value]))[0])
@@ -229,42 +297,40 @@ def _labels(scale: raster.Scale, rows: int) -> dict[int, str]:
     return labels
 
 
-def _plot_row(
-    layers: Sequence[tuple[np.ndarray, Style, str]], y: int, columns: int, ascii: bool, cross: int = -1
-) -> Row:
-    """Return one row of the plot: in every cell all dots, in the style of the last layer that has one there."""
-    bits = np.zeros(columns, dtype=np.uint32)
-    owner = np.zeros(columns, dtype=np.int64)
+def _cells(
+    layers: Sequence[tuple[NDArray[np.uint8], Style, str]], ascii: bool, cross: int
+) -> tuple[NDArray[np.uint32], IntArray]:
+    """Return of every cell what stands there, all dots of all layers, and whose style: the last that has one there."""
+    bits: NDArray[np.uint32] = np.zeros(layers[0][0].shape, dtype=np.uint32)
+    owner = np.zeros(bits.shape, dtype=np.int64)
     for number, (cells, _, _) in enumerate(layers):
-        row = cells[y]
-        bits |= row
-        owner[row > 0] = number + 1
-    styles = [palette.DIM, *(style for _, style, _ in layers), palette.CURSOR]
+        bits |= cells
+        owner[cells > 0] = number + 1
     if ascii:
-        marks = np.array([ord(mark) for mark in (" ", *(mark for _, _, mark in layers))], dtype="<u4")
-        points = marks[owner]
+        marks = np.array([ord(mark) for mark in (" ", *(mark for _, _, mark in layers))], dtype=np.uint32)
+        points: NDArray[np.uint32] = marks[owner]
     else:
-        points = np.where(bits > 0, bits + 0x2800, 0x20).astype("<u4")
-    if 0 <= cross < columns and not owner[cross]:
-        points[cross], owner[cross] = ord("│"), len(styles) - 1
-    text = points.tobytes().decode("utf-32-le")
-    edges = [0, *(np.flatnonzero(owner[1:] != owner[:-1]) + 1).tolist(), columns]
-    return tuple((text[i:j], styles[owner[i]]) for i, j in itertools.pairwise(edges))
+        points = np.where(bits > 0, bits + 0x2800, ord(" ")).astype(np.uint32)
+    if 0 <= cross < bits.shape[1]:
+        free = owner[:, cross] == 0
+        points[free, cross], owner[free, cross] = ord("│"), len(layers) + 1
+    return points, owner
 
 
 def _named(
-    row: Row, levels: Sequence[Level], layers: Sequence[tuple[np.ndarray, Style, str]], y: int, columns: int
-) -> Row:
-    """Write a level's name at its right end, where no line passes."""
+    levels: Sequence[Level], layers: Sequence[tuple[NDArray[np.uint8], Style, str]], columns: int
+) -> tuple[Level | None, ...]:
+    """Return for every row the level whose name is written at its right end: where no line passes."""
+    tails: list[Level | None] = [None] * len(layers[0][0])
     for place, level in enumerate(levels):
         width = len(level.name) + 1
-        if not level.name or width > columns // 2 or not layers[place][0][y].any():
+        if not level.name or width > columns // 2:
             continue
         others = [cells for number, (cells, _, _) in enumerate(layers) if number != place]
-        if any(cells[y, columns - width :].any() for cells in others):
-            continue
-        return (*_cut(row, columns - width + LABEL_WIDTH + 2), (f" {level.name}", level.style))
-    return row
+        for y in np.flatnonzero(layers[place][0].any(axis=1)).tolist():
+            if tails[y] is None and not any(cells[y, columns - width :].any() for cells in others):
+                tails[y] = level
+    return tuple(tails)
 
 
 def _cut(row: Row, width: int) -> Row:
@@ -276,6 +342,7 @@ def _cut(row: Row, width: int) -> Row:
     return tuple(kept)
 
 
+@lru_cache(maxsize=64)
 def _x_axis(scale: raster.Scale, columns: int, title: str, corner: str, rule: str) -> Row:
     text = [rule] * columns
     right = f"{tick(scale.high, digits=6)} {title}"

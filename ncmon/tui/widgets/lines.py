@@ -1,18 +1,20 @@
 """A widget that is rows of text: it compares new rows with the old ones and redraws only those that changed.
 
 Textual sends a whole region again when a widget refreshes; over ssh a chart that repaints every second is most of the
-traffic. Here a refresh that changes nothing sends nothing, and of a row that changes only the part that does.
+traffic. Here a refresh that changes nothing sends nothing, and of a row that changes only the part that does. A row
+that is the very same as before (`is`) is not even looked at.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from rich.segment import Segment
 from rich.style import Style
+from textual.color import Color
+from textual.filter import LineFilter
 from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
@@ -38,7 +40,7 @@ def ascii_text(text: str) -> str:
 def joined(row: Row, room: int = 0) -> Row:
     """Return the row, filled up to a width, with neighbours of one style made one: each costs forty bytes to send."""
     spans: list[Span] = []
-    missing = room - sum(cell_width(text) for text, _ in row)
+    missing = room - cell_width("".join([text for text, _ in row]))
     for text, style in (*row, (" " * missing, palette.NULL)):
         if not text:
             continue
@@ -79,9 +81,20 @@ def _common(old: Sequence[Span], new: Sequence[Span], *, backwards: bool = False
         if text == other:
             found += len(text)
             continue
-        pairs = zip(text[::-1], other[::-1], strict=False) if backwards else zip(text, other, strict=False)
-        return found + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return found + (_alike(text[::-1], other[::-1]) if backwards else _alike(text, other))
     return found
+
+
+def _alike(one: str, other: str) -> int:
+    """Return with how many letters both begin; halving compares them faster than looking at every letter."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 class Lines(Widget):
@@ -92,21 +105,32 @@ class Lines(Widget):
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
+        self._composed: list[Row] = []
+        """What `compose_rows` returned."""
         self._rows: list[Row] = []
-        self._bases: dict[tuple[str, bool], Style] = {}
+        """The same as it is shown: joined, filled up, and in ASCII where nothing else can be shown."""
+        self._strips: dict[int, Strip] = {}
+        """Rows as they are sent, by their place, in the paint of `_paint`."""
+        self._inks: dict[Style, Style] = {}
+        """Styles as they are sent, likewise."""
+        self._paint: tuple[object, ...] = ()
+        self._grounds: dict[tuple[str, bool], tuple[Style, Color, Sequence[LineFilter]]] = {}
 
     def notify_style_update(self) -> None:
         """Forget what the style was."""
-        self._bases = {}
+        self._grounds = {}
         super().notify_style_update()
 
     @property
-    def _base(self) -> Style:
-        """The style below all text: Textual asks every ancestor for it, which takes longer than to draw a row."""
+    def _ground(self) -> tuple[Style, Color, Sequence[LineFilter]]:
+        """What is below all text: a style, its background, and what the application does to both.
+
+        Textual asks every ancestor for it, which takes longer than to draw a row.
+        """
         key = (self.app.theme, self.has_focus)
-        if key not in self._bases:
-            self._bases[key] = self.rich_style
-        return self._bases[key]
+        if key not in self._grounds:
+            self._grounds[key] = (self.rich_style, self.background_colors[1], tuple(self.get_line_filters()))
+        return self._grounds[key]
 
     @property
     def _kind(self) -> str:
@@ -127,36 +151,79 @@ class Lines(Widget):
     def redraw(self) -> None:
         """Compose again and refresh what changed."""
         width, height = self.size
-        self._bases = {}
         if not (width and height):
             return
-        new = [joined(row, width) for row in list(self.compose_rows(width, height))[:height]]
-        if getattr(self.app, "ascii_only", False):
-            new = [tuple((ascii_text(text), style) for text, style in row) for row in new]
-        new += [joined((), width)] * (height - len(new))
-        old, self._rows = self._rows, new
-        changed = [
-            Region(start, y, end - start, 1)
-            for y in range(height)
-            for start, end in (changed_part(old[y] if y < len(old) else None, new[y], width),)
-            if end > start
-        ]
+        composed = list(self.compose_rows(width, height))[:height]
+        composed += [()] * (height - len(composed))
+        before, self._composed = self._composed, composed
+        old, new = self._rows, []
+        ascii_only = getattr(self.app, "ascii_only", False)
+        changed: list[Region] = []
+        for y, row in enumerate(composed):
+            known = y < len(old)
+            if known and y < len(before) and before[y] is row:
+                new.append(old[y])
+                continue
+            shown = joined(row, width)
+            if ascii_only:
+                shown = tuple((ascii_text(text), style) for text, style in shown)
+            new.append(shown)
+            start, end = changed_part(old[y] if known else None, shown, width)
+            if end > start:
+                changed.append(Region(start, y, end - start, 1))
+                self._strips.pop(y, None)
+        self._rows = new
         if changed:
             self.refresh(*changed)
 
     def on_resize(self) -> None:
         """A new size is a new picture."""
-        self._rows = []
+        self._rows, self._composed, self._strips = [], [], {}
         self.redraw()
 
-    def render_line(self, y: int) -> Strip:
-        """Return one row."""
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Return rows as they are sent.
+
+        Textual's own way puts borders, padding, outlines, tints and links round every line. Rows have none of these,
+        and it takes as long as all the rest.
+        """
+        if self.outer_size != self.size:
+            return super().render_lines(crop)
         width = self.size.width
-        if y >= len(self._rows):
-            return Strip([Segment(" " * width, self._base)], width)
-        base, kind = self._base, self._kind
-        segments = [Segment(text, base + palette.inked(style, kind)) for text, style in self._rows[y] if text]
-        return Strip(segments).adjust_cell_length(width, base)
+        paint = (width, self._kind, *self._ground)
+        if paint != self._paint:
+            self._paint, self._strips, self._inks = paint, {}, {}
+        known = self._strips
+        for y in crop.line_range:
+            if y not in known:
+                known[y] = self._strip(y, width, self._ink)
+        strips = [known[y] for y in crop.line_range]
+        if crop.column_span != (0, width):
+            strips = [strip.crop(*crop.column_span) for strip in strips]
+        return strips
+
+    def _ink(self, style: Style) -> Style:
+        """Return a style as it is sent, which is what the application's filters make of a text in it."""
+        if (found := self._inks.get(style)) is None:
+            base, background, filters = self._ground
+            segments = [Segment(" ", base + palette.inked(style, self._kind))]
+            for line_filter in filters:
+                segments = line_filter.apply(segments, background)
+            found = self._inks[style] = segments[0].style or palette.NULL
+        return found
+
+    def _strip(self, y: int, width: int, ink: Callable[[Style], Style]) -> Strip:
+        row: Row = self._rows[y] if y < len(self._rows) else ((" " * width, palette.NULL),)
+        segments = [Segment(text, ink(style)) for text, style in row if text]
+        missing = width - cell_width("".join([text for text, _ in row]))
+        if not missing:
+            return Strip(segments, width)
+        return Strip(segments).adjust_cell_length(width, ink(palette.NULL))
+
+    def render_line(self, y: int) -> Strip:
+        """Return one row, before filters: what Textual asks for where it draws something round the widget."""
+        base, kind = self._ground[0], self._kind
+        return self._strip(y, self.size.width, lambda style: base + palette.inked(style, kind))
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """Fill what there is."""

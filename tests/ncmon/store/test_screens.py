@@ -75,6 +75,14 @@ def test_classes_at_a_moment_are_those_of_that_window(database: Path, layer: str
         for step in (None, 2000):
             part = class_part(run, layer, "train", ("intra_cos", "nearest_cos"), 2, step, Cache())
             assert part is not None
+            # What was read already is taken, of that window and of no other.
+            for at in (step, 1000):
+                latest = next(window for window in windows_at(run, at) if window.split == "train")
+                again = class_part(run, layer, "train", (), 2, step, Cache(), latest=latest)
+                assert again is not None
+                assert list(again.arrays) == list(part.arrays)
+                for name, array in again.arrays.items():
+                    np.testing.assert_array_equal(array, part.arrays[name])
             assert part.step == (2300 if step is None else step)
             expected = run.classes("intra_cos", layer=layer, step=part.step).values[-1]
             np.testing.assert_array_equal(part.arrays["intra_cos"], expected)
@@ -118,5 +126,5 @@ def test_pairs_and_runs_side_by_side(database: Path) -> None:
         np.testing.assert_array_equal(found["inter_cos"], run.matrix("inter_cos"))
         assert pair_arrays(run, ("inter_cos", "no_such"), "classifier-input", "train", None) == {}
         assert pair_arrays(run, (), "classifier-input", "train", None) == {}
-        (one,) = compared([run], "nc1_pinv")
+        (one,) = compared([run], "nc1_pinv", Cache())
         np.testing.assert_array_equal(one.columns.value, run.history("nc1_pinv").value)

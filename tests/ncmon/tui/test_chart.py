@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ncmon.tui import palette
-from ncmon.tui.widgets.chart import Level, Line, Picture, chart_rows
+from ncmon.tui.widgets.chart import Level, Line, Picture, chart_rows, drawn
 
 
 def picture(**options: object) -> Picture:
@@ -83,3 +85,26 @@ def test_a_new_point_changes_few_rows() -> None:
 
     before, after = drawn(63), drawn(64)
     assert sum(a != b for a, b in zip(before, after, strict=True)) <= 4
+
+
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=6), st.booleans())
+def test_rows_that_stay_are_those_very_rows_and_a_chart_drawn_on_is_one_drawn_anew(
+    kinds: list[int], ascii_only: bool
+) -> None:
+    before, columns = None, 60
+    for kind in kinds:
+        x = np.arange(40.0 + (kind == 6))
+        changed = np.where(x == 20, 10.0 ** -(kind / 3), 10.0 ** (-x / 20))
+        shown = Picture(
+            title="NC1",
+            lines=(Line(name="train", x=x, y=changed, style=palette.SERIES[kind == 1]),),
+            levels=(Level(name="floor" if kind != 2 else "bound", value=0.5),),
+            cursor=7.0 if kind == 3 else None,
+            span=(0.0, 1.0 + (kind == 4)),
+            log=kind == 5,
+        )
+        rows, plot = drawn(shown, columns, 14, ascii=ascii_only, before=before)
+        assert rows == chart_rows(shown, columns, 14, ascii=ascii_only)
+        again, _ = drawn(shown, columns, 14, ascii=ascii_only, before=(plot, rows) if plot is not None else None)
+        assert all(one is other for one, other in zip(rows[1:-1], again[1:-1], strict=True))
+        before = (plot, rows) if plot is not None else None
