@@ -42,7 +42,10 @@ class Breaker:
         if now < self.next_look:
             return 0
         self.next_look = now + LOOK_S
-        if self._resident() <= self._limit:
+        found = self._resident()
+        # What was held at a cut is let go of little by little, and the limit comes down with it.
+        self._limit = min(self._limit, self._above(found))
+        if found <= self._limit:
             return 0
         self._give_back()
         found = self._resident()
@@ -56,5 +59,7 @@ class Breaker:
     def cut(self) -> None:
         """The clients were cut off, and the library has let go of what it held for them."""
         self._give_back()
-        left = self._resident()
-        self._limit = max(self._least, left + left // 4 + MARGIN_BYTES)
+        self._limit = self._above(self._resident())
+
+    def _above(self, held: int) -> int:
+        return max(self._least, held + held // 4 + MARGIN_BYTES)

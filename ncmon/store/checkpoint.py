@@ -14,6 +14,7 @@ import logging
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,8 @@ LONG_BYTES = 32 * 1024 * 1024
 """Of log since it last began anew; from then on its beginning is waited for."""
 WAIT_S, LONGEST_WAIT_S, WAIT_SHARE = 0.1, 1.0, 0.1
 """How long, for every `LONG_BYTES` of it; at most; and which share of the time at most."""
+AGAIN_S = 1.0
+"""After an error."""
 MOST_DOUBLINGS = 5
 """Of the time between waits that were in vain."""
 
@@ -57,29 +60,50 @@ class Checkpoints:
         self._thread.join(5.0)
 
     def _run(self) -> None:
+        failing = False
+        while not self._stop.is_set():
+            try:
+                with closing(self._connect()) as connection:
+                    for _ in self._fold(connection):
+                        failing = False
+            except sqlite3.Error as error:
+                # A full disk, as a rule, which the writer meets as well and says. It is not full for ever, and a log
+                # that nobody folds back fills it again.
+                if not failing:
+                    log.warning("the write-ahead log is folded back by the writer alone for now: %s", error)
+                failing = True
+                self._stop.wait(AGAIN_S)
+
+    def _connect(self) -> sqlite3.Connection:
+        address = self._database.absolute().as_uri() + "?mode=rw"
+        connection = sqlite3.connect(address, uri=True, timeout=0.0, isolation_level=None)
         try:
-            address = self._database.absolute().as_uri() + "?mode=rw"
-            with closing(sqlite3.connect(address, uri=True, timeout=0.0, isolation_level=None)) as connection:
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("PRAGMA wal_autocheckpoint = 0")
-                connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-                (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-                before, next_wait, in_vain = -1, float("-inf"), 0
-                while not self._stop.wait(self._every_s):
-                    changes = self._changed()
-                    if changes != before:
-                        before = changes
-                        # A full disk is met by the writer as well, which says so.
-                        _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                        share = pages * page_size / self._long_bytes
-                        if share >= 1.0 and time.monotonic() >= next_wait:
-                            begin = time.monotonic()
-                            in_vain = 0 if _restart(connection, min(WAIT_S * share, LONGEST_WAIT_S)) else in_vain + 1
-                            end = time.monotonic()
-                            # A reader that hangs is not waited for at a tenth of all time.
-                            next_wait = end + (end - begin) / WAIT_SHARE * 2 ** min(in_vain, MOST_DOUBLINGS)
-        except sqlite3.Error as error:
-            log.warning("the write-ahead log is folded back by the writer alone: %s", error)
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+            connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _fold(self, connection: sqlite3.Connection) -> Iterator[None]:
+        """Fold the log back again and again until the end; yield each time that it went well."""
+        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+        before, next_wait, in_vain = -1, float("-inf"), 0
+        while not self._stop.wait(self._every_s):
+            changes = self._changed()
+            if changes == before:
+                continue
+            before = changes
+            _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            yield
+            share = pages * page_size / self._long_bytes
+            if share >= 1.0 and time.monotonic() >= next_wait:
+                begin = time.monotonic()
+                in_vain = 0 if _restart(connection, min(WAIT_S * share, LONGEST_WAIT_S)) else in_vain + 1
+                end = time.monotonic()
+                # A reader that hangs is not waited for at a tenth of all time.
+                next_wait = end + (end - begin) / WAIT_SHARE * 2 ** min(in_vain, MOST_DOUBLINGS)
 
     def _changed(self) -> int:
         """Return how often so much was written, as far as the file's time tells; -1 while it is short."""

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from sqlite_utils import Database
-from sqlite_utils.db import Table
 
 from ncmon.bounds import BOUNDS
 from ncmon.errors import StoreError
@@ -24,6 +22,17 @@ from ncmon.store.connection import BUSY_S, describe, harden, schema_of
 
 REGISTRY: tuple[Metric | Bound, ...] = (*METRICS, *BOUNDS)
 JOURNAL_LIMIT_BYTES = 64 * 1024 * 1024
+
+# Where pandas is installed sqlite-utils loads it, to know its types: 60 MB and half a second of a daemon that has none.
+_hidden = "pandas" not in sys.modules
+if _hidden:
+    sys.modules["pandas"] = None  # type: ignore[assignment]
+try:
+    from sqlite_utils import Database
+    from sqlite_utils.db import Table
+finally:
+    if _hidden:
+        del sys.modules["pandas"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 

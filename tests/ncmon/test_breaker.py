@@ -39,6 +39,21 @@ def test_what_the_allocator_only_keeps_is_given_back_and_no_reason() -> None:
     assert memory.kept == 0
 
 
+def test_the_limit_comes_down_with_what_is_let_go_of_after_a_cut() -> None:
+    memory = Memory()
+    breaker = Breaker(400 * MB, resident=memory.resident, give_back=memory.give_back)
+    memory.held = 500 * MB
+    assert breaker.trips(1.0) == 500 * MB
+    # The library closes in the background: at this moment hardly anything has been given back.
+    breaker.cut()
+    memory.held = 450 * MB
+    assert breaker.trips(2.0) == 0
+    memory.held = 100 * MB
+    assert breaker.trips(3.0) == 0
+    memory.held = 401 * MB
+    assert breaker.trips(4.0) == 401 * MB
+
+
 def test_it_trips_again_for_a_second_flood_and_not_for_what_remains() -> None:
     memory = Memory()
     breaker = Breaker(400 * MB, resident=memory.resident, give_back=memory.give_back)

@@ -172,3 +172,38 @@ def test_readers_that_relieve_each_other_are_waited_for(tmp_path: Path) -> None:
     anew = windows_until_anew(tmp_path / "waited.db", long_bytes=LONG_BYTES, most=4000)
     assert anew < 4000
     assert windows_until_anew(tmp_path / "never.db", long_bytes=2**40, most=2 * anew) == 2 * anew
+
+
+class Failing(Checkpoints):
+    """One that meets a full disk three times."""
+
+    failures = 3
+
+    def _connect(self) -> sqlite3.Connection:
+        if self.failures:
+            self.failures -= 1
+            raise sqlite3.OperationalError("database or disk is full")
+        return super()._connect()
+
+
+def test_a_full_disk_does_not_end_the_folding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ncmon.store.checkpoint.AGAIN_S", 0.05)
+    path = tmp_path / "f.db"
+    # The writer itself folds nothing back: what comes into the file came by the thread.
+    with Writer.open(path, checkpoint_pages=0) as writer, Failing(path, every_s=0.02) as checkpoints:
+        assert isinstance(checkpoints, Failing)
+        hello(writer, 1, started=100.0)
+        before = path.stat().st_size
+        seq = 0
+        end = time.monotonic() + 30.0
+        while path.stat().st_size < before + 256 * 1024 and time.monotonic() < end:
+            send(writer, 1, seq, 10 * seq)
+            seq += 1
+        assert path.stat().st_size >= before + 256 * 1024
+        assert checkpoints.failures == 0
+    # Said once, however often it failed.
+    assert [record.getMessage() for record in caplog.records if "folded back" in record.getMessage()] == [
+        "the write-ahead log is folded back by the writer alone for now: database or disk is full"
+    ]
