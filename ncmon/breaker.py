@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from ncmon.process import give_back_memory, resident_bytes
 
-LIMIT_BYTES = 384 * 1024**2
+LIMIT_BYTES = 320 * 1024**2
 """With what comes in until the next look this stays below half a gigabyte."""
 LOOK_S = 0.05
 MARGIN_BYTES = 64 * 1024**2

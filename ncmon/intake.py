@@ -96,6 +96,8 @@ class Intake:
         self._workplace = workplace
         self._space = space
         self._next_look = monotonic()
+        self._journal_is_long = False
+        """And said so."""
         self._monotonic = monotonic
         self._wall = wall
         self.backlog = Backlog(writer)
@@ -381,14 +383,19 @@ class Intake:
                     f"{found.floor >> 20} MB are left to others"
                 )
             self._check_journal()
+        elif self._writer.journal_bytes > JOURNAL_LIMIT_BYTES // (1 if self._journal_is_long else 2):
+            # A flood writes more in a second than is left.
+            self._check_journal()
 
     def _check_journal(self) -> None:
         # While somebody reads from it a write-ahead log only grows, and every read takes longer.
         if self._writer.journal_bytes <= JOURNAL_LIMIT_BYTES // 2:
+            self._journal_is_long = False
             return
         self._writer.fold_journal()
         size = self._writer.journal_bytes
-        if size > JOURNAL_LIMIT_BYTES // 2:
+        self._journal_is_long = size > JOURNAL_LIMIT_BYTES // 2
+        if self._journal_is_long:
             text = (
                 f"the journal of {self._database} has {size >> 20} MB, because somebody reads for too long "
                 f"({openers(self._database) or 'unknown'}): close it"
