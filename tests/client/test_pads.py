@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 
 import pytest
@@ -73,20 +74,40 @@ def test_more_than_enough_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(free) for free in lender._free.values()] == [0]
 
 
-def test_two_threads_never_hold_the_same_pad() -> None:
-    lender, wrong = Pads(), []
+def test_batches_of_every_other_size_do_not_keep_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    lender = Pads()
+    monkeypatch.setattr(pads, "MAX_BYTES", 45_000)
+    for rows in (*range(1, 200, 7), 3, 150):
+        first, second = take(lender, rows), take(lender, rows)
+        first.drop()
+        second.drop()
+        take(lender, 1, 1).drop()
+        assert sum(whole.nbytes for free in lender._free.values() for whole in free) <= 45_000
+    # What was asked for last is what was kept: there is room for one, with what it is rounded up to.
+    kept = [size for (size, _), free in lender._free.items() if free]
+    assert max(kept) >= 150 * 64
 
-    def work(mark: float) -> None:
-        for _ in range(2_000):
-            pad = take(lender, 4, 16)
-            pad.tensor.fill_(mark)
-            if not bool((pad.tensor == mark).all()):
-                wrong.append(mark)
+
+def test_what_another_thread_gives_back_is_never_lent_twice() -> None:
+    lender, wrong = Pads(), []
+    used: queue.SimpleQueue[Pad | None] = queue.SimpleQueue()
+
+    def give_back() -> None:
+        while (pad := used.get()) is not None:
             pad.drop()
 
-    threads = [threading.Thread(target=work, args=(float(number),)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    thread = threading.Thread(target=give_back)
+    thread.start()
+    held: list[tuple[int, Pad]] = []
+    for turn in range(3_000):
+        pad = take(lender, 4 + turn % 3, 16)
+        pad.tensor.fill_(turn)
+        held.append((turn, pad))
+        if len(held) > 5:
+            mark, oldest = held.pop(0)
+            if not bool((oldest.tensor == mark).all()):
+                wrong.append(mark)
+            used.put(oldest)
+    used.put(None)
+    thread.join()
     assert wrong == []
