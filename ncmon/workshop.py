@@ -49,6 +49,7 @@ ATTEMPTS = 3
 IDLE_S = 60.0
 """Without work the process ends, and gives its memory back."""
 NICENESS = 10
+"""Half way to what runs only where nothing else does: trainings and the daemon itself come first, yet it goes on."""
 RESTART_MIN_S, RESTART_MAX_S = 0.5, 30.0
 """Between a process that failed and the next."""
 _LENGTH = struct.Struct("<I")

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ncmon_client.accumulate import Sums
 from ncmon_client.decisions import Nearest
-from ncmon_client.second import Full, Sampled
+from ncmon_client.sampled import Sampled
+from ncmon_client.second import Full
 
 NOTE = "soft labels: samples weigh by their probabilities, counts are rounded"
 

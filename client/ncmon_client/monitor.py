@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ncmon_client import wire
 from ncmon_client.batches import frozen, split, supervised
 from ncmon_client.capture import Batch, Capture
+from ncmon_client.closed import LastWord, Objective
 from ncmon_client.losses import Losses
 from ncmon_client.options import with_classes
 from ncmon_client.outbox import Outbox
@@ -37,7 +38,7 @@ from ncmon_client.sender import Sender
 from ncmon_client.spool import Level
 from ncmon_client.status import Status
 from ncmon_client.taps import elsewhere
-from ncmon_client.window import LastWord, Objective, OpenWindow
+from ncmon_client.window import OpenWindow
 
 P = ParamSpec("P")
 

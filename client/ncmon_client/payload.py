@@ -17,6 +17,9 @@ from dataclasses import dataclass
 
 from ncmon_client.layers import CLASSIFIER_INPUT, Layer
 
+PAYLOAD_BUDGET_BYTES = 8 * 1024 * 1024
+"""Of a window; above this, less is sent."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduction:

@@ -15,8 +15,7 @@ from ncmon_client.capture import Capture
 from ncmon_client.errors import ConfigError
 from ncmon_client.frequent import KEPT, MAX_CLASSES
 from ncmon_client.options import pooled
-from ncmon_client.payload import reduction
-from ncmon_client.window import PAYLOAD_BUDGET_BYTES
+from ncmon_client.payload import PAYLOAD_BUDGET_BYTES, reduction
 
 _SCALARS = 11
 """Numbers of eight bytes that a layer's window holds for each class beside mean and unit sum."""

@@ -12,7 +12,8 @@ import numpy as np
 from ncmon import geometry
 from ncmon.bounds.inputs import CENTRED_BIAS
 from ncmon.bounds.linear import linear, linear_head
-from ncmon.metrics.view import Unavailable, View
+from ncmon.metrics.readings import Unavailable
+from ncmon.metrics.view import View
 from ncmon.model import Assumption, FloatArray, Head, LayerStats, Window
 
 TITLES = {

@@ -32,8 +32,10 @@ import numpy as np
 
 from ncmon.bounds import moment
 from ncmon.bounds.inputs import LOSS_STATISTICS, PER_CLASS, PER_CLASS_FACTS, ClassInputs, class_inputs, least
+from ncmon.metrics import gap
+from ncmon.metrics.readings import class_array, reading
 from ncmon.metrics.spec import Bound
-from ncmon.metrics.view import View, class_array, reading
+from ncmon.metrics.view import View
 from ncmon.model import FloatArray
 
 NO_COSINE = "vacuous: the loss does not exclude a mean cosine of zero"
@@ -104,7 +106,7 @@ def certify_alignment(view: View) -> Certificates:
 def no_logit(view: View, inputs: ClassInputs) -> Callable[[int], str]:
     """Return what says why a class has no certified own logit: g(dv) is the loss of an own logit of zero."""
     n = view.n_classes
-    levels = np.logaddexp(0.0, np.log(n - 1.0) - n / (n - 1.0) * inputs.shift)
+    levels = gap.least(inputs.shift, n)
     return lambda place: NEEDS.format(level=levels[place], loss=inputs.loss[place])
 
 

@@ -21,7 +21,8 @@ import numpy as np
 from ncmon import geometry
 from ncmon.bounds import moment
 from ncmon.bounds.linear import linear
-from ncmon.metrics.view import Unavailable, View
+from ncmon.metrics.readings import Unavailable
+from ncmon.metrics.view import View
 from ncmon.model import FloatArray
 
 ALLOWANCE = 1e-5

@@ -106,19 +106,24 @@ def least_with_mean(
                 at_zero=at_zero[chosen],
             )
             pair = problem.two_atoms()
-            found = problem.finite(problem.certified(pair))
+            found = _known(problem.certified(pair))
             if thorough:
-                found = np.maximum(found, problem.finite(problem.certified(problem.three_atoms())))
+                found = np.maximum(found, _known(problem.certified(problem.three_atoms())))
             # No certificate is above what two atoms attain: where little is missing, cells cannot add it.
             missing = problem.attained(pair) - np.maximum(found, best[chosen])
             open_ = np.flatnonzero(~(missing <= CELLS_FROM))
             if open_.size:
                 part, prices = problem.take(open_), pair.take(open_)
                 nudges, cells = (NUDGES, CELLS) if thorough else (NUDGES[:1], FEW_CELLS)
-                on_cells = part.finite(part.certified_on_cells(prices, nudges, cells))
+                on_cells = _known(part.certified_on_cells(prices, nudges, cells))
                 found[open_] = np.maximum(found[open_], on_cells)
             best[chosen] = np.maximum(best[chosen], found)
         return np.clip(best, -1.0, 1.0)
+
+
+def _known(values: FloatArray) -> FloatArray:
+    """Return certificates, -1 where there is none."""
+    return np.where(np.isfinite(values), values, -1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -159,11 +164,6 @@ class MeanProblem:
             own=self.own[chosen],
             at_zero=self.at_zero[chosen],
         )
-
-    @staticmethod
-    def finite(values: FloatArray) -> FloatArray:
-        """Return the values, -1 where there is none."""
-        return np.where(np.isfinite(values), values, -1.0)
 
     def attained(self, pair: Prices) -> FloatArray:
         """Return E[x] of the distribution of two atoms whose multipliers `pair` are: no bound is above it."""

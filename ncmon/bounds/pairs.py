@@ -49,8 +49,9 @@ from ncmon.bounds.inputs import (
     least,
 )
 from ncmon.bounds.moment import ROUNDING
+from ncmon.metrics.readings import Unavailable, reading
 from ncmon.metrics.spec import Bound
-from ncmon.metrics.view import Unavailable, View, reading
+from ncmon.metrics.view import View
 from ncmon.model import FloatArray
 
 MANY_CLASSES = 128

@@ -40,8 +40,9 @@ from ncmon.bounds.pairs import (
     gram_rounding,
     pair_shift,
 )
+from ncmon.metrics.readings import Unavailable, class_array, reading
 from ncmon.metrics.spec import Bound
-from ncmon.metrics.view import Unavailable, View, class_array, reading
+from ncmon.metrics.view import View
 from ncmon.model import FloatArray
 
 FEW_CLASSES = 32

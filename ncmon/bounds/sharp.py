@@ -54,24 +54,18 @@ import numpy as np
 
 from ncmon.bounds import moment, pair_program
 from ncmon.bounds.inputs import ALLOWANCE, GLOBAL, GLOBAL_FACTS, LOSS_STATISTICS, WindowInputs, window_inputs
+from ncmon.bounds.levels import NO_PAIR, nothing
 from ncmon.bounds.moment import ROUNDING
+from ncmon.metrics.loss import least_loss
+from ncmon.metrics.readings import Unavailable, reading
 from ncmon.metrics.spec import Bound
-from ncmon.metrics.view import Unavailable, View, reading
-from ncmon.model import FloatArray
+from ncmon.metrics.view import View
 
 BISECTIONS = 70
 GRID = 7
 """Multipliers a side where the closed form is not the best."""
 GRID_ROUNDS = 3
 
-LEVEL_STEPS = np.linspace(-1.0, 1.0, 33)
-LEVEL_ROUNDS = 4
-"""Grids of two numbers, each a fifth of the one before, for the level at which a certificate can say something."""
-LEVEL_BISECTIONS = 30
-"""Of its logarithm, where it has to be tried."""
-
-NO_CLASS = "vacuous: the loss leaves room for a class without direction"
-NO_PAIR = "vacuous: the loss leaves room for a pair that is not separated"
 INCONSISTENT = "inconsistent: the loss is below its least value at these scales"
 
 
@@ -85,12 +79,6 @@ class Sharp:
     """Least cos(w_c - wbar, mu_c)."""
     inter: float | None
     """Greatest inter-class cosine of any pair."""
-
-
-def least_loss(n_classes: int, product: float) -> float:
-    """Return m = g(alpha beta)."""
-    kappa = n_classes / (n_classes - 1.0)
-    return float(np.logaddexp(0.0, math.log(n_classes - 1.0) - kappa * product))
 
 
 def sharp(inputs: WindowInputs, *, exceptions: int = 0) -> Sharp:
@@ -114,63 +102,6 @@ def sharp(inputs: WindowInputs, *, exceptions: int = 0) -> Sharp:
     pairs = exceptions // 2 + 1
     inter = pair_program.greatest_inter(n, product, loss, pairs) if n > 2 * pairs else None
     return Sharp(cosine=cosine, nc3=nc3, inter=inter)
-
-
-def vacuous_above(n_classes: int, product: float, kind: str, exceptions: int = 0) -> float:
-    """Return the gap L - m from which on there are networks of which `kind`, a field of `Sharp`, can say nothing.
-
-    j = k + 1 classes without an own logit (`nc3`) cost log C each. Those whose mean cosine is zero (`cosine`) have a
-    mass q without length at x = -1, and the rest at x = q/(1-q). Of pairs (`inter`) it is tried, which takes longer.
-    """
-    n, bad, least = n_classes, exceptions + 1, least_loss(n_classes, product)
-    if kind == "inter":
-        return _tried_level(n, product, least, exceptions)
-    if kind == "nc3":
-        others = (n - bad) * least_loss(n, n * product / (n - bad)) if bad < n else 0.0
-        return max(0.0, (bad * math.log(n) + others) / n - least)
-    q, share, width = 0.25, 0.5, 0.5
-    best = math.log(n)
-    for _ in range(LEVEL_ROUNDS):
-        masses = np.clip(q + width / 2 * LEVEL_STEPS, 0.0, 0.5)[:, None]
-        shares = np.clip(share + width * LEVEL_STEPS, 0.0, 1.0)
-        t = n * product * shares / bad * masses / (1 - masses) ** 2
-        lost = bad * (masses * math.log(n) + (1 - masses) * _loss_at(n, t))
-        rest = (n - bad) * _loss_at(n, n * product * (1 - shares) / max(n - bad, 1))
-        total = (lost + rest) / n
-        place = np.unravel_index(int(np.argmin(total)), total.shape)
-        best = min(best, float(total[place]))
-        q, share, width = float(masses[place[0], 0]), float(shares[place[1]]), 0.2 * width
-    return max(0.0, best - least)
-
-
-def _loss_at(n: int, logit: FloatArray) -> FloatArray:
-    """Return g elementwise."""
-    return np.logaddexp(0.0, math.log(n - 1.0) - n / (n - 1.0) * logit)
-
-
-def _tried_level(n: int, product: float, least: float, exceptions: int) -> float:
-    pairs = exceptions // 2 + 1
-
-    def says(gap: float) -> bool:
-        return n > 2 * pairs and pair_program.greatest_inter(n, product, least + gap, pairs) is not None
-
-    low, high = least * 1e-6, math.log(n) - least
-    if not (0 < low < high and says(low)):
-        return 0.0
-    for _ in range(LEVEL_BISECTIONS):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if says(middle) else (low, middle)
-    return low
-
-
-def nothing(inputs: WindowInputs, kind: str, exceptions: int = 0) -> str:
-    """Return the reason of a vacuous certificate: what it needs and what came."""
-    level = vacuous_above(inputs.n_classes, inputs.product, kind, exceptions)
-    gap = inputs.loss - least_loss(inputs.n_classes, inputs.product)
-    if level <= gap:
-        return f"vacuous: needs a loss gap below {level:.2g}, it is {gap:.2g}"
-    # No bound can say anything above the level; this one, where alpha beta is small, not at once below it either.
-    return NO_PAIR if kind == "inter" else NO_CLASS
 
 
 def logit_of(log_tau: float, n_classes: int) -> float:

@@ -51,10 +51,15 @@ from ncmon.bounds.inputs import (
 )
 from ncmon.bounds.lemmas import OVERFLOW
 from ncmon.bounds.moment import inverse_loss
-from ncmon.bounds.sharp import INCONSISTENT, least_loss
+from ncmon.bounds.sharp import INCONSISTENT
 from ncmon.geometry import EPS_DOUBLE
+from ncmon.metrics.loss import least_loss
+from ncmon.metrics.readings import Unavailable, reading
 from ncmon.metrics.spec import Bound
-from ncmon.metrics.view import Unavailable, View, reading
+from ncmon.metrics.view import View
+
+HALF_WAY = (1 - math.sqrt(0.5)) / (1 + math.sqrt(0.5))
+"""Of alpha beta: at this deviation, above and below, rho is the root of 1/2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +107,7 @@ def theorem(inputs: WindowInputs, *, exceptions: int = 0, tight: bool = False) -
         return lower, upper, first
 
     lower, upper, first = ends(exceptions)
-    limit = (2 * math.log((1 - math.sqrt(0.5)) / (1 + math.sqrt(0.5)) * product) + log_modulus) / math.log(10)
+    limit = (2 * math.log(HALF_WAY * product) + log_modulus) / math.log(10)
     limit -= math.log10(2 * (n / first - 1))
     if lower <= 0:
         return Theorem(nc3=None, intra=None, inter=None, gap=gap, vacuous_above_log10=limit)
@@ -146,9 +151,21 @@ def _tight(view: View) -> Theorem:
     return theorem(view.shared(window_inputs), tight=True)
 
 
-def _value(found: Theorem, value: float | None) -> float:
+def nothing(found: Theorem, kind: str) -> str:
+    """Return why `kind`, a field of `Theorem`, says nothing, with the level of the loss gap where that is the reason.
+
+    Cosines need rho above the root of 1/2, alignment rho above zero. Pairs need more, of which there is no closed form.
+    """
+    level = found.vacuous_above_log10 - (2 * math.log10(HALF_WAY) if kind == "nc3" else 0.0)
+    if found.gap >= 10.0**level:
+        return f"vacuous: needs a loss gap below 1e{level:.1f}, it is {found.gap:.2g}"
+    return f"vacuous: a loss gap of {found.gap:.2g} still leaves room"
+
+
+def _value(found: Theorem, kind: str) -> float:
+    value: float | None = getattr(found, kind)
     if value is None:
-        raise Unavailable(f"vacuous: needs a loss gap below 1e{found.vacuous_above_log10:.1f}, it is {found.gap:.2g}")
+        raise Unavailable(nothing(found, kind))
     return value
 
 
@@ -156,35 +173,35 @@ def _value(found: Theorem, value: float | None) -> float:
 def thm_intra(view: View) -> float:
     """Return the theorem's |hbar_c|^2 of every class."""
     found = view.shared(_plain)
-    return _value(found, found.intra)
+    return _value(found, "intra")
 
 
 @reading
 def thm_nc3(view: View) -> float:
     """Return the theorem's cos(w_c - wbar, mu_c) of every class."""
     found = view.shared(_plain)
-    return _value(found, found.nc3)
+    return _value(found, "nc3")
 
 
 @reading
 def thm_inter(view: View) -> float:
     """Return the theorem's upper bound of every pair's cosine."""
     found = view.shared(_plain)
-    return _value(found, found.inter)
+    return _value(found, "inter")
 
 
 @reading
 def thm_tight_intra(view: View) -> float:
     """Return the same as `thm_intra` with the modulus on the interval that can be reached."""
     found = view.shared(_tight)
-    return _value(found, found.intra)
+    return _value(found, "intra")
 
 
 @reading
 def thm_tight_inter(view: View) -> float:
     """Return the same as `thm_inter` with the modulus on the interval that can be reached."""
     found = view.shared(_tight)
-    return _value(found, found.inter)
+    return _value(found, "inter")
 
 
 _ASSUMPTIONS = (*GLOBAL, THREE_CLASSES)

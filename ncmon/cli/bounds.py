@@ -178,8 +178,8 @@ def _class_comparisons(window: WindowReadings, found: LayerReadings, bound: Boun
 
 def _all_but(run: StoredRun, window: WindowReadings, delta: float | None) -> Iterator[Comparison]:
     """Compare S and T for all but floor(delta C) classes with the worst class, or pair, of the others."""
-    from ncmon.bounds import BOUNDS, inputs, sharp, theorem
-    from ncmon.metrics.view import Unavailable
+    from ncmon.bounds import BOUNDS, inputs, levels, sharp, theorem
+    from ncmon.metrics.readings import Unavailable
     from ncmon.model import CLASSIFIER_INPUT
 
     layer = window.layers.get(CLASSIFIER_INPUT)
@@ -202,12 +202,11 @@ def _all_but(run: StoredRun, window: WindowReadings, delta: float | None) -> Ite
         values["sharp_inter"] = found.inter
         for name, kind in (("sharp_intra", "cosine"), ("sharp_nc3", "nc3"), ("sharp_inter", "inter")):
             if values[name] is None:
-                reasons[name] = sharp.nothing(start, kind, exceptions)
+                reasons[name] = levels.nothing(start, kind, exceptions)
         for tight, name in ((False, "thm"), (True, "thm_tight")):
             proven = theorem.theorem(start, exceptions=exceptions, tight=tight)
             values |= {f"{name}_intra": proven.intra, f"{name}_nc3": proven.nc3, f"{name}_inter": proven.inter}
-            level = f"vacuous: needs a loss gap below 1e{proven.vacuous_above_log10:.1f}, it is {proven.gap:.2g}"
-            reasons |= dict.fromkeys((f"{name}_intra", f"{name}_nc3", f"{name}_inter"), level)
+            reasons |= {f"{name}_{kind}": theorem.nothing(proven, kind) for kind in ("intra", "nc3", "inter")}
     except Unavailable as missing:
         reason = str(missing)
     for name in (name for name in bounds if name.startswith(("sharp_", "thm_"))):
@@ -217,7 +216,7 @@ def _all_but(run: StoredRun, window: WindowReadings, delta: float | None) -> Ite
             bound=bounds[name],
             measured=_worst_but(run, window, bounds[name], exceptions),
             value=values.get(name),
-            reason="" if values.get(name) is not None else reason or reasons.get(name, "vacuous: the loss is too high"),
+            reason="" if values.get(name) is not None else reason or reasons[name],
             exceptions=exceptions,
         )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ncmon.metrics.readings import Unavailable, reading
 from ncmon.metrics.spec import Metric
-from ncmon.metrics.view import Unavailable, View, reading
+from ncmon.metrics.view import View
 
 EPSILON = 0.01
 """Share of samples that the nearest class mean may get wrong."""

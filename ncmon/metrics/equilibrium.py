@@ -24,8 +24,9 @@ import math
 
 from ncmon.metrics.gap import difference
 from ncmon.metrics.loss import least_loss, mean_loss, penalties
+from ncmon.metrics.readings import Unavailable, reading
 from ncmon.metrics.spec import Metric
-from ncmon.metrics.view import Unavailable, View, reading
+from ncmon.metrics.view import View
 
 
 def equilibrium(n_classes: int, weight_decay: float, weight_decay_gamma: float) -> tuple[float, float, float]:

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ncmon.metrics.readings import Unavailable, class_array, reading, share
 from ncmon.metrics.spec import Metric
-from ncmon.metrics.view import Unavailable, View, class_array, reading, share
+from ncmon.metrics.view import View
 from ncmon.model import FloatArray
 
 RESOLUTION = 1e-6

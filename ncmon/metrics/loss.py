@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ncmon.metrics.gap import least
+from ncmon.metrics.readings import Unavailable, class_array, reading, share
 from ncmon.metrics.scale import augmented_beta
 from ncmon.metrics.spec import Metric
-from ncmon.metrics.view import Unavailable, View, class_array, reading, share
+from ncmon.metrics.view import View
 from ncmon.model import FloatArray
 
 
@@ -84,7 +86,7 @@ def _least_loss(view: View) -> float:
 
 def least_loss(n_classes: int, product: float) -> float:
     """Return m = log(1 + (C-1) exp(-C/(C-1) alpha beta))."""
-    return float(np.logaddexp(0.0, np.log(n_classes - 1.0) - n_classes / (n_classes - 1.0) * product))
+    return float(least(np.array(product), n_classes))
 
 
 METRICS = (

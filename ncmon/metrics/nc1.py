@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from ncmon import geometry
+from ncmon.metrics.readings import Unavailable, reading
 from ncmon.metrics.spec import Metric
-from ncmon.metrics.view import Unavailable, View, reading
+from ncmon.metrics.view import View
 
 
 @reading

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from ncmon import geometry
+from ncmon.metrics.readings import Unavailable, class_array, reading
 from ncmon.metrics.spec import Metric
-from ncmon.metrics.view import Unavailable, View, class_array, reading
+from ncmon.metrics.view import View
 from ncmon.model import FloatArray
 
 _NEEDS = ("class_counts", "class_means", "weight")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ncmon.metrics.readings import Unavailable, class_array, reading, share
 from ncmon.metrics.spec import Metric
-from ncmon.metrics.view import Unavailable, View, class_array, reading, share
+from ncmon.metrics.view import View
 from ncmon.model import FloatArray
 
 _NCC = ("ncc_counts", "ncc_hits")

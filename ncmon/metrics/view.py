@@ -9,7 +9,6 @@ present classes, in the order of `View.present`, unless they say (C,).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar, cast
@@ -17,7 +16,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from ncmon import geometry
-from ncmon.model import CLASSIFIER_INPUT, FloatArray, Head, IntArray, LayerStats, Reading, Window
+from ncmon.metrics.readings import Unavailable
+from ncmon.model import CLASSIFIER_INPUT, FloatArray, Head, IntArray, LayerStats, Window
 
 T = TypeVar("T")
 
@@ -38,10 +38,6 @@ SHORT_ROW = 1e-3
 
 UNIT_EXCESS = 1e-5
 """How far rounding may carry |hbar|^2 above 1; beyond it the statistics contradict each other."""
-
-
-class Unavailable(Exception):
-    """A number that this window cannot give; the text is the reason that a reader sees."""
 
 
 class View:
@@ -445,44 +441,3 @@ def _why_unbalanced(spread: float, *, measured: bool, known: bool) -> str:
     if known:
         return f"classes differ in size by {100 * spread:.2g} %, and no second moment has every class counting once"
     return "classes differ in size: every class counts once from the second window of a split on, whose sizes are known"
-
-
-ScalarFunction = Callable[[Any], "float | tuple[float, tuple[int, ...]]"]
-
-
-def reading(compute: ScalarFunction) -> Callable[[Any], Reading]:
-    """Make a function that returns a number, or a number and where it is attained, return a `Reading`."""
-
-    @functools.wraps(compute)
-    def read(view: Any) -> Reading:
-        try:
-            with np.errstate(all="ignore"):
-                result = compute(view)
-        except Unavailable as missing:
-            return Reading(value=None, reason=str(missing))
-        value, attained_at = result if isinstance(result, tuple) else (result, ())
-        if not np.isfinite(value):
-            return Reading(value=None, reason=f"not finite: the formula gave {value}")
-        return Reading(value=float(value), attained_at=attained_at)
-
-    return read
-
-
-def class_array(compute: Callable[[View], FloatArray]) -> Callable[[View], FloatArray]:
-    """Turn a function of present classes (K,) into one of declared classes (C,), NaN where there is no value."""
-
-    @functools.wraps(compute)
-    def read(view: View) -> FloatArray:
-        try:
-            with np.errstate(all="ignore"):
-                values = view.spread(compute(view))
-        except Unavailable:
-            return np.full(view.n_classes, np.nan)
-        return np.where(np.isfinite(values), values, np.nan)
-
-    return read
-
-
-def share(hits: FloatArray, total: FloatArray) -> FloatArray:
-    """Return hits / total elementwise, NaN where the total is zero."""
-    return np.divide(hits, total, out=np.full(total.shape, np.nan), where=total > 0)

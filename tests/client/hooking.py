@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import ncmon_client
 from ncmon_client import wire
+from ncmon_client.closed import ClosedWindow
 from ncmon_client.outbox import Outbox
-from ncmon_client.window import ClosedWindow
 
 NOBODY = "ipc:///nonexistent/ncmon.sock"
 

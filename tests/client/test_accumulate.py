@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncmon_client.accumulate import ClassMoments, Sums, alone
+from ncmon_client.accumulate import Sums, alone
 from ncmon_client.decisions import HeadCounts, NearestCounts, nearest
 from ncmon_client.kernels import add_by_class, kernel_for
+from ncmon_client.moments import ClassMoments
 from ncmon_client.pads import Pads
 from ncmon_client.rows import Reference, Rows
-from ncmon_client.second import Projected, Sampled, basis_of
+from ncmon_client.sampled import Sampled
+from ncmon_client.second import Projected, basis_of
 from tests.client.hooking import two_pass
 
 CPU = torch.device("cpu")

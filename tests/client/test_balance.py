@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncmon_client.accumulate import ClassMoments, alone
+from ncmon_client.accumulate import alone
 from ncmon_client.balance import class_weights
+from ncmon_client.moments import ClassMoments
 from ncmon_client.rows import Reference
-from ncmon_client.second import Sampled, second_moment
+from ncmon_client.sampled import Sampled
+from ncmon_client.second import second_moment
 from tests.client.hooking import batch, mlp, place, recorded
 
 CPU = torch.device("cpu")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from ncmon_client.closed import LastWord
 from ncmon_client.errors import ConfigError
 from ncmon_client.layers import CLASSIFIER_INPUT
-from ncmon_client.window import LastWord
 from tests.client.hooking import NOBODY, Recorder, batch, place
 
 # Frameworks warn about machines, loaders and one another; what is tested here is ncmon.

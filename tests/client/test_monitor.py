@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import ncmon_client
 import ncmon_client.errors
+from ncmon_client.closed import LastWord
 from ncmon_client.layers import CLASSIFIER_INPUT
-from ncmon_client.window import LastWord
 from tests.client.hooking import NOBODY, Recorder, batch, cnn, images, mlp, place, recorded, two_pass
 
 
@@ -276,7 +276,7 @@ def test_several_ranks_send_the_scatter_itself(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_large_payloads_travel_in_single_precision_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ncmon_client.window.PAYLOAD_BUDGET_BYTES", 100)
+    monkeypatch.setattr("ncmon_client.closed.PAYLOAD_BUDGET_BYTES", 100)
     model, criterion = mlp(), nn.CrossEntropyLoss()
     monitor, recorder = recorded(model, criterion)
     criterion(model(batch()[0]), batch()[1]).backward()

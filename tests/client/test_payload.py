@@ -54,7 +54,7 @@ def test_the_sizes_are_those_of_the_arrays() -> None:
 
 def windows(monkeypatch: pytest.MonkeyPatch, budget: int) -> tuple[list[Any], list[Any]]:
     """Return two windows of one rank of two, classes of unequal size, and what the daemon makes of them."""
-    monkeypatch.setattr("ncmon_client.window.PAYLOAD_BUDGET_BYTES", budget)
+    monkeypatch.setattr("ncmon_client.closed.PAYLOAD_BUDGET_BYTES", budget)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     model, criterion = mlp(), nn.CrossEntropyLoss()

@@ -41,8 +41,8 @@ COLUMNS = (
     Column(title="OF", width=7, rank=4, right=False),
     Column(title="NAME", width=16, rank=5, right=False),
 )
-FAMILIES = {"cert": "cert", "cert_plus": "cert+", "sharp": "sharp", "thm": "thm", "thm_tight": "thm+"}
-"""Which proof a bound is of, by how its name begins: several bound the same quantity."""
+FAMILIES = {"cert_plus": "cert+", "cert": "cert", "sharp": "sharp", "thm_tight": "thm+", "thm": "thm"}
+"""Which proof a bound is of, by how its name begins, the longer beginning first: several bound the same quantity."""
 MORE_CHARTS = 2
 SMALL_WIDTH, SMALL_HEIGHT, SIDE_BY_SIDE = 60, 14, 140
 
@@ -286,10 +286,7 @@ def _cells(verdict: Verdict, run: Run) -> list[Cell]:
         (f"{sign} {number(verdict.value)}", palette.BOUND if verdict.value is not None else palette.DIM),
         ("-" if slack is None else f"{slack:+.4f}" if abs(slack) >= 1e-4 else f"{slack:+.0e}", STYLES[state]),
         (f"{GLYPHS[state]} {state}", STYLES[state]),
-        (
-            next((FAMILIES[name] for name in sorted(FAMILIES, key=len)[::-1] if bound.name.startswith(name)), ""),
-            palette.DIM,
-        ),
+        (next((family for name, family in FAMILIES.items() if bound.name.startswith(name)), ""), palette.DIM),
         (f"{verdict.held}/{verdict.of}" if verdict.of else "-", palette.DIM),
         (bound.name, palette.DIM),
     ]

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncmon.bounds import BOUNDS, cover, known_mean, moment, pairs, sharp, theorem
+from ncmon.bounds import BOUNDS, cover, known_mean, levels, moment, pairs, sharp, theorem
 from ncmon.bounds.inputs import WindowInputs
 from ncmon.evaluate import evaluate
-from ncmon.metrics.view import Unavailable
+from ncmon.metrics.loss import least_loss
+from ncmon.metrics.readings import Unavailable
 from ncmon.model import FloatArray, LayerReadings
 from tests.factories import make_features, simplex
 from tests.ncmon.bounds.test_certificate import one_layer, random_state, view_of
@@ -67,7 +68,7 @@ def test_every_bound_is_tight_at_an_exact_frame(n_classes: int, product: float) 
     frame = simplex(n_classes, n_classes)
     labels = np.repeat(np.arange(n_classes), 3)
     view = view_of(one_layer(product * frame[labels], labels, frame))
-    loss = sharp.least_loss(n_classes, product)
+    loss = least_loss(n_classes, product)
     exact = WindowInputs(n_classes=n_classes, product=product, loss=loss)
     found = sharp.sharp(exact)
     assert found.cosine == pytest.approx(1.0, abs=2e-3)
@@ -86,7 +87,7 @@ def test_every_bound_is_tight_at_an_exact_frame(n_classes: int, product: float) 
 
 def test_nothing_overflows_at_the_ends_of_the_scales() -> None:
     for n_classes, product in ((10, 200.0), (22_000, 30.0), (3, 1e-3), (2, 50.0)):
-        least = sharp.least_loss(n_classes, product)
+        least = least_loss(n_classes, product)
         for gap in (0.0, 1e-12, 1.0, 50.0):
             inputs = WindowInputs(n_classes=n_classes, product=product, loss=least + gap)
             found = sharp.sharp(inputs)
@@ -102,7 +103,7 @@ def test_nothing_overflows_at_the_ends_of_the_scales() -> None:
 @pytest.mark.parametrize("n_classes", [3, 10, 100, 300])
 @pytest.mark.parametrize("product", [20.0, 60.0])
 def test_the_certificate_from_scales_is_tight_at_frames_of_any_size(n_classes: int, product: float) -> None:
-    exact = WindowInputs(n_classes=n_classes, product=product, loss=sharp.least_loss(n_classes, product))
+    exact = WindowInputs(n_classes=n_classes, product=product, loss=least_loss(n_classes, product))
     found = sharp.sharp(exact)
     assert found.cosine == pytest.approx(1.0, abs=1e-3)
     assert found.nc3 == pytest.approx(1.0, abs=1e-3)
@@ -137,14 +138,14 @@ def test_class_certificates_warn_of_nothing_at_the_ends_of_the_scales(n_classes:
 
 
 def test_a_loss_below_its_floor_is_withheld_and_not_certified() -> None:
-    inputs = WindowInputs(n_classes=4, product=5.0, loss=sharp.least_loss(4, 5.0) * 0.99)
+    inputs = WindowInputs(n_classes=4, product=5.0, loss=least_loss(4, 5.0) * 0.99)
     for compute in (sharp.sharp, theorem.theorem):
         with pytest.raises(Unavailable, match="inconsistent"):
             compute(inputs)
 
 
 def test_more_exceptions_certify_more() -> None:
-    inputs = WindowInputs(n_classes=10, product=6.1, loss=1.2 * sharp.least_loss(10, 6.1))
+    inputs = WindowInputs(n_classes=10, product=6.1, loss=1.2 * least_loss(10, 6.1))
     cosines = [sharp.sharp(inputs, exceptions=k).cosine for k in range(10)]
     assert None not in cosines
     assert cosines == sorted(cosines)  # type: ignore[type-var]
@@ -235,7 +236,7 @@ def test_the_theorem_but_k_holds_next_to_a_frame(exceptions: int, tight: bool) -
     ("n_classes", "product", "k"), [(3, 3.0, 0), (4, 6.0, 1), (10, 6.0, 0), (10, 6.0, 3), (10, 20.0, 0)]
 )
 def test_levels_of_the_loss_gap_are_where_bounds_begin_to_say_something(n_classes: int, product: float, k: int) -> None:
-    least = sharp.least_loss(n_classes, product)
+    least = least_loss(n_classes, product)
 
     def says(kind: str, gap: float) -> bool:
         inputs = WindowInputs(n_classes=n_classes, product=product, loss=least + gap)
@@ -243,14 +244,14 @@ def test_levels_of_the_loss_gap_are_where_bounds_begin_to_say_something(n_classe
 
     # The certificate of cosines is not quite the least over all networks, which the level is about.
     for kind, below in (("nc3", 0.999), ("cosine", 0.95), ("inter", 0.999)):
-        level = sharp.vacuous_above(n_classes, product, kind, k)
+        level = levels.vacuous_above(n_classes, product, kind, k)
         if kind == "inter" and n_classes <= 2 * (k // 2 + 1):
             assert level == 0
             continue
         assert says(kind, below * level)
         assert not says(kind, 1.001 * level)
         inputs = WindowInputs(n_classes=n_classes, product=product, loss=least + 1.5 * level)
-        assert f"needs a loss gap below {level:.2g}, it is {1.5 * level:.2g}" in sharp.nothing(inputs, kind, k)
+        assert f"needs a loss gap below {level:.2g}, it is {1.5 * level:.2g}" in levels.nothing(inputs, kind, k)
 
 
 @given(
@@ -300,7 +301,7 @@ def attack(seed: int, n_classes: int, product: float, factor: float) -> FloatArr
     """
     frame = simplex(n_classes, n_classes + 1)
     spare = np.eye(n_classes + 1)[-1]
-    target = factor * sharp.least_loss(n_classes, product)
+    target = factor * least_loss(n_classes, product)
     long = product * (1 + 0.1 * seed)
 
     def state(cosine: float) -> FloatArray:
@@ -362,7 +363,7 @@ def test_a_vacuous_theorem_says_how_small_the_gap_would_have_to_be() -> None:
     limit = 10 ** float(reason.partition("1e")[2].partition(",")[0])
     product = float(np.sqrt(np.mean(np.sum(raw.last**2, axis=1)))) * float(np.linalg.norm(raw.weight) / 2)
     for factor, speaks in ((0.5, True), (2.0, False)):
-        inputs = WindowInputs(n_classes=4, product=product, loss=sharp.least_loss(4, product) + factor * limit)
+        inputs = WindowInputs(n_classes=4, product=product, loss=least_loss(4, product) + factor * limit)
         assert (theorem.theorem(inputs).intra is not None) == speaks
 
 
