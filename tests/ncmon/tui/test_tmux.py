@@ -177,7 +177,9 @@ def test_every_terminal_and_locale_shows_every_screen(tmux: Tmux, database: Path
 
 def test_into_a_pipe_it_is_text(tmux: Tmux, database: Path) -> None:
     for number, term in enumerate(TERMS):
-        tmux.run(f"p{number}", f"bash -c {shlex.quote(f'{NCMON} watch {database} | cat -v; echo done')}", TERM=term)
+        # The pane stays open: of a program that ends, tmux 3.3a now and then loses the last line (one pane of forty).
+        command = f"{NCMON} watch {database} | cat -v; echo done; read"
+        tmux.run(f"p{number}", f"bash -c {shlex.quote(command)}", TERM=term)
     for number, _ in enumerate(TERMS):
         tmux.wait_for(f"p{number}", "done")
         text = tmux.tmux("capture-pane", "-p", "-S", "-500", "-t", f":p{number}")
