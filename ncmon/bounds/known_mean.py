@@ -51,7 +51,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ncmon.bounds.moment import ROUNDING
-from ncmon.model import FloatArray
+from ncmon.model import FloatArray, IntArray
 
 GRIDS = ((8, 6), (7, 6), (7, 6))
 """Values of t1 and of m that are tried at once, grid after grid."""
@@ -93,32 +93,40 @@ def least_with_mean(
         own = np.minimum(own, reach)
         measured = np.isfinite(own) & (own > 0) & np.isfinite(reach)
         best = np.where(measured, 2 * np.square(own / reach) - 1 - ROUNDING, -1.0)
-        at_zero = np.logaddexp(0.0, offset)
-        usable = np.flatnonzero(measured & (loss > 0) & (loss < at_zero))
+        problem, usable = MeanProblem.usable(reach=reach, loss=loss, offset=offset, kappa=kappa, own=own)
         for start in range(0, usable.size, CHUNK):
             chosen = usable[start : start + CHUNK]
-            problem = MeanProblem(
-                reach=reach[chosen],
-                loss=loss[chosen],
-                offset=offset[chosen],
-                kappa=kappa,
-                own=own[chosen],
-                at_zero=at_zero[chosen],
-            )
-            pair = problem.two_atoms()
-            found = _known(problem.certified(pair))
+            some = problem.take(chosen)
+            pair = some.two_atoms()
+            found = _known(some.certified(pair))
             if thorough:
-                found = np.maximum(found, _known(problem.certified(problem.three_atoms())))
+                found = np.maximum(found, _known(some.certified(some.three_atoms())))
             # No certificate is above what two atoms attain: where little is missing, cells cannot add it.
-            missing = problem.attained(pair) - np.maximum(found, best[chosen])
+            missing = some.attained(pair) - np.maximum(found, best[chosen])
             open_ = np.flatnonzero(~(missing <= CELLS_FROM))
             if open_.size:
-                part, prices = problem.take(open_), pair.take(open_)
+                part, prices = some.take(open_), pair.take(open_)
                 nudges, cells = (NUDGES, CELLS) if thorough else (NUDGES[:1], FEW_CELLS)
                 on_cells = _known(part.certified_on_cells(prices, nudges, cells))
                 found[open_] = np.maximum(found[open_], on_cells)
             best[chosen] = np.maximum(best[chosen], found)
         return np.clip(best, -1.0, 1.0)
+
+
+def most_with_mean(
+    *, reach: FloatArray, loss: FloatArray, offset: FloatArray, kappa: float, own: FloatArray
+) -> FloatArray:
+    """Return what no certificate (n,) of `least_with_mean` is above, 1 where that is not known: two atoms attain it."""
+    with np.errstate(all="ignore"):
+        own = np.minimum(own, reach)
+        problem, usable = MeanProblem.usable(reach=reach, loss=loss, offset=offset, kappa=kappa, own=own)
+        some = problem.take(usable)
+        most = np.ones(own.size)
+        attained = some.attained(some.two_atoms())
+        # A loss below f(own) is that of a greater mean: by Jensen's inequality no distribution has both.
+        both = some.loss >= some.f(some.own)[0]
+        most[usable] = np.where(both & np.isfinite(attained), np.minimum(attained, 1.0), 1.0)
+        return most
 
 
 def _known(values: FloatArray) -> FloatArray:
@@ -153,6 +161,16 @@ class MeanProblem:
     own: FloatArray
     at_zero: FloatArray
     """f(0)"""
+
+    @classmethod
+    def usable(
+        cls, *, reach: FloatArray, loss: FloatArray, offset: FloatArray, kappa: float, own: FloatArray
+    ) -> tuple[MeanProblem, IntArray]:
+        """Return the problems (n,) and the places of those in which both the loss and the mean say something."""
+        at_zero = np.logaddexp(0.0, offset)
+        told = np.isfinite(own) & (own > 0) & np.isfinite(reach) & (loss > 0) & (loss < at_zero)
+        problem = cls(reach=reach, loss=loss, offset=offset, kappa=kappa, own=own, at_zero=at_zero)
+        return problem, np.flatnonzero(told)
 
     def take(self, chosen: np.ndarray) -> MeanProblem:
         """Return the problems `chosen`."""

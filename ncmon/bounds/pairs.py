@@ -141,19 +141,19 @@ class Directions:
 def directions(
     way: Weighting, gram: FloatArray, first_sq: FloatArray, second_sq: FloatArray, rounding: float
 ) -> Directions:
-    """Return the directions from a block (m, n) of the Gram matrix of centred rows and the rows' squares (m,), (n,).
+    """Return the directions from entries of the Gram matrix of centred rows and both rows' squares.
 
-    `rounding` is that of an entry of the Gram matrix.
+    Entries are a block (m, n), with squares (m, 1) and (1, n), or those of some pairs (n,). `rounding` is that of an
+    entry.
     """
     a, b = way.a, way.b
     both, mixed = a * a + b * b, a * b
     off = both * rounding
-    first, second = first_sq[:, None], second_sq[None, :]
     cross = 2 * mixed * gram
     # Both are differences of Gram entries: lengths are rounded up, angles down.
-    length = np.sqrt(np.maximum(a * a * first + (b * b * second + off) - cross, off))
-    reverse = np.sqrt(np.maximum(b * b * first + (a * a * second + off) - cross, off))
-    inner = both * gram - mixed * (first + second)
+    length = np.sqrt(np.maximum(a * a * first_sq + (b * b * second_sq + off) - cross, off))
+    reverse = np.sqrt(np.maximum(b * b * first_sq + (a * a * second_sq + off) - cross, off))
+    inner = both * gram - mixed * (first_sq + second_sq)
     product = length * reverse
     product = np.where(inner < 0, product, np.maximum(product - 2 * off, 1e-300))
     # At tau = 1 they are w_c - w_e and its negative, whatever rounding says.
@@ -167,7 +167,7 @@ def _typical(n_classes: int, reach: float, loss: float) -> float:
     one = np.ones(1)
     spread = np.linspace(0.0, 1.0, 40)
     way = Weighting.of(n_classes, (n_classes - 1.0) ** (spread - 1.0))
-    pair = directions(way, np.array([[-1.0 / (n_classes - 1.0)]]), one, one, 0.0)
+    pair = directions(way, np.full(1, -1.0 / (n_classes - 1.0)), one, one, 0.0)
     x = (way.entropy - log_expm1) / (reach * pair.length)
     value = np.where((x > 0) & (x <= 1), cap_bound(pair.between, x, x), 1.0).ravel()
     return float(spread[np.argmin(value)]) if value.min() < 1.0 else 1.0
@@ -308,7 +308,7 @@ def certify_pairs(view: View) -> FloatArray:
             block = gram[first, second].copy()
             # No pair, and no direction: any number does.
             np.fill_diagonal(block, 0.0)
-            pair = directions(way, block, square[first], square[second], rounding)
+            pair = directions(way, block, square[first, None], square[second], rounding)
             x = _along(one, other, pair.length, way, biased=biased)
             y = _along(other, one, pair.reverse, way, biased=biased)
             between = np.clip(pair.between, -1.0, 1.0)

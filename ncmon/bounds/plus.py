@@ -14,6 +14,10 @@ Alignment: as P-NC3, with |htilde| measured in the place of the mean norm.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import numpy as np
 
 from ncmon.bounds.certificate import NO_COSINE, Certificates, certify, kept, no_logit
@@ -25,7 +29,7 @@ from ncmon.bounds.inputs import (
     class_inputs,
     least,
 )
-from ncmon.bounds.known_mean import least_with_mean
+from ncmon.bounds.known_mean import least_with_mean, most_with_mean
 from ncmon.bounds.moment import ROUNDING
 from ncmon.bounds.pairs import (
     MANY_CLASSES,
@@ -43,10 +47,10 @@ from ncmon.bounds.pairs import (
 from ncmon.metrics.readings import Unavailable, class_array, reading
 from ncmon.metrics.spec import Bound
 from ncmon.metrics.view import View
-from ncmon.model import FloatArray
+from ncmon.model import FloatArray, IntArray
 
 FEW_CLASSES = 32
-"""Up to this many, the directions of pairs are tried too: one moment problem a pair."""
+"""Up to this many, the directions of pairs are tried too: two moment problems a pair."""
 
 
 def mean_lengths(view: View) -> FloatArray:
@@ -128,7 +132,6 @@ def greatest_pair(view: View) -> tuple[float, tuple[int, int]]:
         along_rows(view, view.shared(certify_along_rows)),
         along_means(view, np.where(along > -1, along - 2 * ALLOWANCE, -1.0)),
     )
-    few = _along_pairs(view) if 2 < view.n_classes <= FEW_CLASSES else None
     unsound = np.array([bool(reason) for reason in inputs.reasons])
     best, pair = -np.inf, (0, 1)
     with np.errstate(all="ignore"):
@@ -136,38 +139,93 @@ def greatest_pair(view: View) -> tuple[float, tuple[int, int]]:
             bound = known[first, second].copy()
             for cap in caps:
                 np.minimum(bound, cap.bound(first, second), out=bound)
-            if few is not None:
-                np.minimum(bound, few, out=bound)
             bound[unsound[first], :] = 1.0
             bound[:, unsound[second]] = 1.0
             bound[np.tri(*bound.shape) > 0] = -np.inf
+            if 2 < view.n_classes <= FEW_CLASSES and not unsound.any():
+                return _greatest_along_pairs(view, bound)
             row, column = divmod(int(np.argmax(bound)), bound.shape[1])
             if bound[row, column] > best:
                 best, pair = float(bound[row, column]), (first.start + row, first.start + column)
     return best, pair
 
 
-def _along_pairs(view: View) -> FloatArray:
-    """Return the cap lemma (K, K) along the directions of pairs, whose own mean logit is known as well."""
-    inputs = view.shared(class_inputs)
-    gram = view.present_gram
-    square = np.diagonal(gram)
-    way = Weighting.of(view.n_classes, np.array([(view.n_classes - 1.0) ** -0.25]))
-    with np.errstate(all="ignore"):
-        pair = directions(way, gram, square, square, gram_rounding(view.layer.n_features) * float(square.max()))
-        means = view.means @ view.of_present(view.centred_weight).T
-        own = way.a * np.diagonal(means)[:, None] - way.b * means
-        reach = inputs.rms[:, None] * pair.length * (1 + ALLOWANCE)
-        offset = way.entropy - pair_shift(view, inputs, way)
-        cosine = least_with_mean(
-            reach=reach.ravel(),
-            loss=np.broadcast_to(inputs.loss[:, None], reach.shape).ravel(),
-            offset=offset.ravel(),
+def _greatest_along_pairs(view: View, bound: FloatArray) -> tuple[float, tuple[int, int]]:
+    """Return the greatest of `bound` (K, K) and its pair c < e where the directions of pairs are tried as well.
+
+    They lower bounds only, and how far at most is known without the dear part. So that part is done for those pairs
+    alone that can be the greatest, often none.
+    """
+    first, second = np.triu_indices(bound.shape[0], 1)
+    value = bound[first, second]
+    pairs = _PairLogits.of(view, first, second)
+    least_left = np.minimum(value, pairs.limit())
+    open_ = np.flatnonzero((value >= least_left.max()) & (value > least_left))
+    if open_.size:
+        value[open_] = np.minimum(value[open_], pairs.take(open_).bound())
+    top = int(np.argmax(value))
+    return float(value[top]), (int(first[top]), int(second[top]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _PairLogits:
+    """The moment problems along the directions d_ce (row 0) and d_ec (row 1) of n pairs, whose mean logit is known."""
+
+    between: FloatArray
+    """(n,) cos(d_ce, d_ec)"""
+    reach: FloatArray
+    """(2, n), as what follows; the terms are those of `least_with_mean`."""
+    loss: FloatArray
+    offset: FloatArray
+    own: FloatArray
+
+    @classmethod
+    def of(cls, view: View, first: IntArray, second: IntArray) -> _PairLogits:
+        """Return the problems of the pairs of present classes at the places `first` and `second` (n,)."""
+        inputs = view.shared(class_inputs)
+        gram = view.present_gram
+        square = np.diagonal(gram)
+        way = Weighting.of(view.n_classes, np.array([(view.n_classes - 1.0) ** -0.25]))
+        own, other = np.stack([first, second]), np.stack([second, first])
+        rounding = gram_rounding(view.layer.n_features) * float(square.max())
+        pair = directions(way, gram[first, second], square[first], square[second], rounding)
+        reach = inputs.rms[own] * np.concatenate([pair.length[0], pair.reverse[0]]) * (1 + ALLOWANCE)
+        logits = view.means @ view.of_present(view.centred_weight).T
+        return cls(
+            between=pair.between.ravel(),
+            reach=reach,
+            loss=inputs.loss[own],
+            offset=(way.entropy - pair_shift(view, inputs, way))[0, own, other],
+            own=(way.a * logits[own, own] - way.b * logits[own, other])[0] - ALLOWANCE * reach,
+        )
+
+    def take(self, chosen: IntArray) -> _PairLogits:
+        """Return the problems of the pairs `chosen`."""
+        return _PairLogits(
+            between=self.between[chosen],
+            reach=self.reach[:, chosen],
+            loss=self.loss[:, chosen],
+            offset=self.offset[:, chosen],
+            own=self.own[:, chosen],
+        )
+
+    def bound(self) -> FloatArray:
+        """Return the cap lemma (n,) with certified cosines."""
+        return self._capped(partial(least_with_mean, thorough=False))
+
+    def limit(self) -> FloatArray:
+        """Return what `bound` is not below (n,)."""
+        return self._capped(most_with_mean)
+
+    def _capped(self, cosines: Callable[..., FloatArray]) -> FloatArray:
+        found = cosines(
+            reach=self.reach.ravel(),
+            loss=self.loss.ravel(),
+            offset=self.offset.ravel(),
             kappa=1.0,
-            own=(own - ALLOWANCE * reach).ravel(),
-            thorough=False,
-        ).reshape(reach.shape)
-        return cap_bound(pair.between, cosine, cosine.swapaxes(1, 2))[0]
+            own=self.own.ravel(),
+        ).reshape(self.reach.shape)
+        return cap_bound(self.between, found[0], found[1])
 
 
 @class_array

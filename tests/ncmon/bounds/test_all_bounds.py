@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncmon.bounds import BOUNDS, cover, known_mean, levels, moment, pairs, sharp, theorem
+from ncmon.bounds import BOUNDS, cover, known_mean, levels, moment, pairs, plus, sharp, theorem
 from ncmon.bounds.inputs import WindowInputs
 from ncmon.evaluate import evaluate
+from ncmon.metrics import View
 from ncmon.metrics.loss import least_loss
 from ncmon.metrics.readings import Unavailable
 from ncmon.model import FloatArray, LayerReadings
@@ -412,6 +413,48 @@ def test_a_known_mean_certifies_no_more_than_what_is_there(seed: int) -> None:
         own=np.array([float(chance @ t)]),
     )
     assert found[0] <= chance @ x + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_certificate_is_above_what_two_atoms_attain(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, kappa = 50, float(rng.choice([1.0, 1.1]))
+    reach = np.exp(rng.uniform(0, 4, n))
+    offset = rng.uniform(-1, 3, n)
+    own = reach * rng.uniform(-0.1, 1.1, n)
+    loss = np.logaddexp(0.0, offset - kappa * own) * np.exp(rng.uniform(-0.1, 2, n))
+    facts = {"reach": reach, "loss": loss, "offset": offset, "kappa": kappa, "own": own}
+    most = known_mean.most_with_mean(**facts)  # type: ignore[arg-type]
+    assert (known_mean.least_with_mean(**facts) <= most + 1e-9).all()  # type: ignore[arg-type]
+    assert (most < 1).any()
+
+
+def test_pairs_whose_direction_cannot_matter_are_left_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The greatest bound over pairs is that of trying the direction of every pair, to the last bit."""
+    sharper = 0
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        n_classes = int(rng.integers(3, 33))
+        raw = make_features(
+            n_classes=n_classes,
+            n_features=40,
+            per_class=3,
+            layers=1,
+            collapse=float(rng.uniform(0.3, 0.99)),
+            bias=False,
+            scale=float(rng.uniform(2, 15)),
+        )
+        weight = raw.weight * np.exp(rng.normal(0, 0.4, (n_classes, 1)))
+        window = one_layer(raw.last, raw.labels, weight)
+        found = plus.greatest_pair(View(window, window.layers[-1]))
+        with monkeypatch.context() as patch:
+            patch.setattr(plus._PairLogits, "limit", lambda self: np.full(self.between.size, -1.0))
+            value, pair = plus.greatest_pair(View(window, window.layers[-1]))
+        assert (value, pair) == (pytest.approx(found[0], abs=1e-14), found[1])
+        with monkeypatch.context() as patch:
+            patch.setattr(plus, "FEW_CLASSES", 0)
+            sharper += plus.greatest_pair(View(window, window.layers[-1]))[0] > found[0] + 1e-6
+    assert sharper
 
 
 def test_class_means_certify_more_than_losses_alone() -> None:
