@@ -338,7 +338,8 @@ class Workshop:
 def main(database: str, results: int) -> None:
     """Work until standard input ends: entries come in there, what becomes of them goes to the descriptor `results`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal; the daemon decides
-    os.nice(NICENESS)
+    # Not added to that of a daemon which was started politely itself: at the bottom nothing would go on.
+    os.nice(max(0, NICENESS - os.nice(0)))
     with closing(connect_reader(Path(database))) as connection, os.fdopen(results, "wb") as out:
 
         def say(*what: object) -> None:

@@ -36,7 +36,7 @@ from stand import ROOT, Stand, report, stand, wait_for
 
 INSIDE = "NCMON_FAULTS_INSIDE"
 SECONDS = {"there": 60.0, "stopped": 60.0, "absent": 600.0, "full": 60.0, "read-only": 60.0}
-SLICE_S = 1.5
+TURN_S = 1.5
 
 LOOP = """
 import json, logging, resource, sys, time
@@ -188,17 +188,17 @@ def read_only(site: Stand) -> Iterator[Callable[[], None]]:
 FAULTS = {"there": there, "stopped": stopped, "absent": absent, "full": full, "read-only": read_only}
 
 
-def measure(plain: Training, watched: Training, seconds: float) -> dict[str, Any]:
-    """Train in turns for so long; return ratios of neighbours."""
+def measure(plain: Training, watched: Training, seconds: float, turn_s: float) -> dict[str, Any]:
+    """Train in turns of `turn_s` for so long; return ratios of neighbours."""
     slices: list[tuple[dict[str, Any], dict[str, Any]]] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(slices) < 2:
         # Who goes first changes, so that a machine that becomes busier favours nobody.
         if len(slices) % 2:
-            other = watched(f"train {SLICE_S}")
-            slices.append((plain(f"train {SLICE_S}"), other))
+            other = watched(f"train {turn_s}")
+            slices.append((plain(f"train {turn_s}"), other))
         else:
-            slices.append((plain(f"train {SLICE_S}"), watched(f"train {SLICE_S}")))
+            slices.append((plain(f"train {turn_s}"), watched(f"train {turn_s}")))
     found: dict[str, Any] = {"pairs": len(slices)}
     for kind in ("wall", "cpu"):
         name = f"{kind}_ms"
@@ -211,16 +211,16 @@ def measure(plain: Training, watched: Training, seconds: float) -> dict[str, Any
     return found
 
 
-def one(state: str, seconds: float) -> None:
+def one(state: str, seconds: float, turn_s: float) -> None:
     """Go through one state and report."""
     with stand() as site:
         site.environment["MALLOC_ARENA_MAX"] = "2"
         plain = Training(site, "-")
-        plain("train 2")
+        plain(f"train {turn_s}")
         with FAULTS[state](site) as repair:
             watched = Training(site, site.endpoint)
-            watched("train 2")
-            found = measure(plain, watched, seconds)
+            watched(f"train {turn_s}")
+            found = measure(plain, watched, seconds, turn_s)
             during = watched("status")
             stored_during = site.stored()
             repair()
@@ -266,16 +266,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", choices=sorted(FAULTS), help="this one only")
     parser.add_argument("--seconds", type=float, help="in place of 60, and of 600 for an absent daemon")
+    parser.add_argument("--turn", type=float, default=TURN_S, help="seconds that one of both trains at a time")
     args = parser.parse_args()
     for state in [args.state] if args.state else list(FAULTS):
         if state in ("full", "read-only") and INSIDE not in os.environ:
             # What is mounted is gone with the process, however it ends.
-            more = ["--seconds", str(args.seconds)] if args.seconds else []
+            more = ["--turn", str(args.turn), *(["--seconds", str(args.seconds)] if args.seconds else [])]
             command = ["unshare", "-m", sys.executable, __file__, "--state", state, *more]
             if subprocess.run(command, env={**os.environ, INSIDE: "1"}, check=False).returncode:
                 raise SystemExit(1)
             continue
-        one(state, args.seconds or SECONDS[state])
+        one(state, args.seconds or SECONDS[state], args.turn)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ import time
 
 from stand import report, stand, wait_for
 
-FEW = 200
-"""Windows after which a client may be killed."""
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--level", choices=("memory", "auto", "always", "fsync"), default="always")
+    parser.add_argument("--few", type=int, default=200, help="windows after which a client may be killed")
+    parser.add_argument("--most", type=int, default=1_000_000, help="windows that a client offers before it waits")
     args = parser.parse_args()
     rng = random.Random(2)
     begin = time.monotonic()
@@ -32,14 +31,16 @@ def main() -> None:
         safe: set[int] = set()
         for kill in range(args.kills):
             before = len(site.read("run.log"))
-            client = site.client("run", 1_000_000, args.level, first=kill * 1_000_000)
-            wait_for(lambda before=before: site.read("run.log")[before:].count("\n") > FEW, "windows to be accepted")
+            client = site.client("run", args.most, args.level, first=kill * 1_000_000)
+            wait_for(
+                lambda before=before: site.read("run.log")[before:].count("\n") > args.few, "windows to be accepted"
+            )
             if kill % 2 == 0 and daemon.poll() is None:
                 daemon.send_signal(signal.SIGKILL)
                 daemon.wait()
             elif daemon.poll() is not None:
                 daemon = site.daemon()
-            time.sleep(rng.uniform(0.0, 0.3))
+            time.sleep(rng.uniform(0.0, 0.0015 * args.few))
             client.kill()
             client.wait()
             said = site.read("run.log")[before:]

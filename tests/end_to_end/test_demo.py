@@ -22,6 +22,9 @@ pytestmark = [pytest.mark.sockets, pytest.mark.training, pytest.mark.timeout(240
 
 EPOCHS = 5
 
+PAIRS = ("cos_margin", "inter_cos_max", "inter_cos_mean")
+"""By loops over all pairs of samples: compared on the small split."""
+
 
 def run_demo(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -73,7 +76,7 @@ def test_stored_values_are_those_of_two_passes_over_raw_features(site: Site) -> 
                 whole = reference.Pass(features, layer)
                 for name, slow in reference.SCALARS.items():
                     reading = stored[layer].readings.get(name)
-                    if reading is None or reading.value is None:
+                    if reading is None or reading.value is None or (split != "test" and name in PAIRS):
                         continue
                     if name in ("alpha_bn", "objective") or "wd_" in name or name.startswith("excess_"):
                         continue  # of another scope, or not of features: BatchNorm's scale, weight decays
@@ -103,8 +106,8 @@ def test_without_a_terminal_it_prints_progress_and_a_table(site: Site) -> None:
         assert part in done.stdout
 
 
-def test_the_default_reaches_visible_collapse(site: Site) -> None:
-    done = run_demo(site)
+def test_half_of_the_default_reaches_visible_collapse(site: Site) -> None:
+    done = run_demo(site, "--epochs", str(demo.EPOCHS // 2))
     assert done.returncode == 0, done.stderr
     with ncmon.open(site.database) as store:
         run = store.run("latest")

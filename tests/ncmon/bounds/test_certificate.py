@@ -59,7 +59,7 @@ def random_state(seed: int) -> tuple[FloatArray, IntArray, FloatArray, FloatArra
 @pytest.mark.parametrize("block", range(5))
 def test_certificate_is_never_above_the_truth(block: int) -> None:
     certified = 0
-    for seed in range(400 * block, 400 * (block + 1)):
+    for seed in range(250 * block, 250 * (block + 1)):
         rows, labels, weight, bias = random_state(seed)
         view = view_of(one_layer(rows, labels, weight, bias))
         found = certify(view)
@@ -71,7 +71,7 @@ def test_certificate_is_never_above_the_truth(block: int) -> None:
             else:
                 certified += 1
                 assert 0 < found.intra[place] <= truth(rows, labels, int(c)), (seed, c)
-    assert certified > 250
+    assert certified > 150
 
 
 def adversary(
