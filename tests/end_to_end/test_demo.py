@@ -115,11 +115,11 @@ def test_half_of_the_default_reaches_visible_collapse(site: Site) -> None:
         nc1 = run.history("nc1_pinv", split="train-exact").value
         certified = run.history("cert_intra_min", split="train-exact")
         accuracy = run.history("accuracy", split="train-exact").value
-    assert intra[-1] > 0.9
-    assert nc1[-1] < 0.1 * nc1[0]
+    assert intra[-1] > 0.93
+    assert nc1[-1] < 0.2 * nc1[0]
     assert accuracy[-1] == 1.0
     # Measured beside guaranteed: the certificate says something, and nothing that is not so.
-    assert certified.value[-1] > 0.7
+    assert certified.value[-1] > 0.8
     known = ~np.isnan(certified.value)
     assert (certified.value[known] <= intra[known]).all()
 
