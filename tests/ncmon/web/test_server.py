@@ -47,8 +47,8 @@ async def tab(place: Site, size: str = "width=100&height=30") -> AsyncIterator[a
         yield socket
 
 
-async def drawn(socket: aiohttp.ClientWebSocketResponse, text: str) -> str:
-    """Read until a text was drawn."""
+async def drawn(socket: aiohttp.ClientWebSocketResponse, *texts: str) -> str:
+    """Read until all of the texts were drawn."""
     found = b""
     while True:
         message = await socket.receive(timeout=40)
@@ -58,7 +58,7 @@ async def drawn(socket: aiohttp.ClientWebSocketResponse, text: str) -> str:
         assert message.type is aiohttp.WSMsgType.BINARY, (message, found[-300:])
         found += message.data
         plain = re.sub(r"\x1b\[[0-9;?=<>]*[a-zA-Z]", "", found.decode("utf-8", "replace"))
-        if text in plain:
+        if all(text in plain for text in texts):
             return plain
 
 
@@ -124,7 +124,7 @@ async def test_the_page_names_no_other_place(shared: Site) -> None:
 async def test_every_tab_has_a_process_of_its_own_which_ends_with_it(shared: Site) -> None:
     async with tab(shared) as first, tab(shared) as second:
         for socket in (first, second):
-            assert "● LIVE" in await drawn(socket, "digits-bn")
+            await drawn(socket, "digits-bn", "● LIVE")
         pids = shared.tabs()
         assert len(pids) == 2
         await second.send_json(["stdin", "2"])
