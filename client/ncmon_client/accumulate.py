@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 from ncmon_client.decisions import Nearest, NearestCounts
-from ncmon_client.kernels import add_by_class, kernel_for
+from ncmon_client.kernels import Room, add_by_class, kernel_for
 from ncmon_client.moments import ClassMoments
 from ncmon_client.pads import Pads
-from ncmon_client.rows import Reference, Rows
+from ncmon_client.rows import Reference, Rows, eps_of
 from ncmon_client.sampled import Sampled
 from ncmon_client.second import second_moment
 
@@ -118,6 +118,7 @@ class Sums:
             place: (NearestCounts(n_classes, device, self.decided[:, number]), references[place])
             for number, place in enumerate(deciding)
         }
+        self._room: Room | None = None
         self._weights: Tensor | None = None
         self._tables: Tensor | None = None
         self._pads = pads or Pads()
@@ -133,13 +134,18 @@ class Sums:
     @property
     def nbytes(self) -> int:
         """Return about the memory that is held."""
-        return self._own_nbytes + sum([member.second.nbytes for member in self.members if member.second is not None])
+        if not self.exact and (second := self.members[0].second) is not None:
+            # The layers of one width keep the same samples.
+            return self._own_nbytes + second.nbytes * len(self.members)
+        return self._own_nbytes + sum(member.second.nbytes for member in self.members if member.second is not None)
 
     def update(self, features: Sequence[Tensor], batch: Rows, predicted: Tensor | None = None) -> None:
         """Add a batch: features (n, d) of each layer; `predicted` (n,) is the classifier's argmax."""
         n = len(batch)
         for member, h in zip(self.members, features, strict=True):
-            member.eps = max(member.eps, torch.finfo(h.dtype).eps)
+            eps = eps_of(h.dtype)
+            if eps > member.eps:
+                member.eps = eps
         size = -(-n // max(n // self._at_once(batch), 1))
         if n <= size:
             self._add(features, batch, predicted, whole=True)
@@ -176,9 +182,11 @@ class Sums:
 
     def _add(self, features: Sequence[Tensor], batch: Rows, predicted: Tensor | None, *, whole: bool) -> None:
         n_layers, n, d = len(features), len(batch), self.n_features
-        wide = [h.to(self.dtype) for h in features]
-        values = torch.empty(5, n_layers, n, dtype=self.dtype, device=batch.rows.device)
-        zero, norm, norm_squares, squares, inverse = values.unbind(0)
+        wide = [h if h.dtype == self.dtype else h.to(self.dtype) for h in features]
+        if self._room is None or self._room.n != n:
+            self._room = Room(n_layers, n, self.dtype, batch.rows.device)
+        values = self._room.values
+        zero, norm, norm_squares, squares, inverse = self._room.parts
         for h, out in zip(wide, norm.unbind(0), strict=True):
             torch.linalg.vector_norm(h, 2, 1, out=out)
         ordinary = batch.on_host and _ordinary(norm)
@@ -217,7 +225,7 @@ class Sums:
             inverse.masked_fill_(none, 0)
         self._add_scalars(values, batch, index, clean=clean)
         # What does not count is zero by now, and adds nothing to whatever row its label names.
-        add_by_class(self.sums, x, inverse, batch, index, kernel_for(n, self.n_classes, x.device), self._pads)
+        add_by_class(self.sums, x, self._room, batch, index, kernel_for(n, self.n_classes, x.device), self._pads)
         parts = x.view(n_layers, n, d)
         own = index.view(n_layers, n)
         for place, member in enumerate(self.members):

@@ -410,7 +410,11 @@ class Capture:
             return HeadParameters(name=canonical(weight), has_bias=bias is not None, tensors=tensors)
         if not (self._head and self._head_is_linear) or (self.num_classes or 0) > MAX_CLASSES:
             return HeadParameters(name=self._head)
-        tensors = head.parameters(self._names[self._head])
+        module = self._names[self._head]
+        tensors = head.parameters(module)
+        if not self._norm and "weight" in tensors:
+            biased = "bias" in tensors or getattr(module, "bias", None) is not None
+            return HeadParameters(self._head, biased, "", 0.0, tensors)
         if "weight" not in tensors:
             tensors = dict(self._whole)
         norm = self._names.get(self._norm)
@@ -421,7 +425,7 @@ class Capture:
             tensors["bn_beta"] = norm.bias.detach().clone()
         return HeadParameters(
             name=self._head,
-            has_bias=getattr(self._names[self._head], "bias", None) is not None,
+            has_bias=getattr(module, "bias", None) is not None,
             batch_norm=self._norm if live else "",
             batch_norm_eps=float(norm.eps) if norm is not None and live else 0.0,
             tensors=tensors,

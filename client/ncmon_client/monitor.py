@@ -16,7 +16,6 @@ import logging
 import os
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, cast
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from ncmon_client import wire
 from ncmon_client.batches import frozen, split, supervised
 from ncmon_client.capture import Batch, Capture
-from ncmon_client.closed import LastWord, Objective
+from ncmon_client.closed import Ending, LastWord, Objective
 from ncmon_client.losses import Losses
 from ncmon_client.options import with_classes
 from ncmon_client.outbox import Outbox
@@ -156,7 +155,7 @@ class Monitor:
         if self._soft:
             # The criterion was called with soft labels just before; what it was called on is still held.
             self._soft = False
-            self._open.skipped -= Counter({"soft labels": 1})
+            self._open.take_back("soft labels")
             self._look(logits, labels, -100)
         else:
             self._end_step(logits, labels)
@@ -369,27 +368,22 @@ class Monitor:
     def _offer(
         self, window: OpenWindow, *, split: str, epoch: int, ncc_source: Literal["own", "previous", "none"]
     ) -> None:
-        decay, decay_gamma, decoupled = self._capture.decays(self._optimizer)
         closed = window.close(
-            run_id=self._run.run_id,
-            rank=self._run.rank,
-            world_size=self._run.world_size,
-            split=split,
-            epoch=max(epoch, -1),
-            step=self._steps,
-            ncc_source=ncc_source,
-            head=self._capture.head(),
-            objective=Objective(
-                weight_decay=decay,
-                weight_decay_gamma=decay_gamma,
-                decoupled_decay=decoupled,
-                plain_loss=self._losses.plain,
-            ),
-            overhead=self._schedule.overhead,
+            Ending(
+                run=self._run,
+                split=split,
+                epoch=max(epoch, -1),
+                step=self._steps,
+                time=time.time(),
+                overhead=self._schedule.overhead,
+                ncc_source=ncc_source,
+                head=self._capture.head(),
+                objective=Objective(*self._capture.decays(self._optimizer), self._losses.plain),
+            )
         )
         if self._sender is None:
             # Known from the first batch, where the caller did not say it.
-            self._run = with_classes(self._run, int(str(closed.meta["n_classes"])), self._capture.frequent)
+            self._run = with_classes(self._run, closed.n_classes, self._capture.frequent)
             self._sender = Sender(
                 endpoint=self._endpoint, run=self._run, outbox=self._outbox, log=log, level=self._level
             )

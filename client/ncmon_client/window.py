@@ -7,19 +7,17 @@ That is all that the training thread does. Everything in float64, and everything
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ncmon_client.accumulate import Sums
 from ncmon_client.capture import Batch
-from ncmon_client.closed import ClosedWindow, Objective
+from ncmon_client.closed import ClosedWindow, Ending
 from ncmon_client.decisions import HeadCounts, NearestCounts
 from ncmon_client.frequent import Frequent
-from ncmon_client.head import HeadParameters
 from ncmon_client.layers import CLASSIFIER_INPUT, Layer
 from ncmon_client.mixtures import Mixtures
 from ncmon_client.moments import ClassMoments
@@ -34,9 +32,9 @@ LOGITS_AT_ONCE = 2**24
 class _Means(Mapping[str, Reference]):
     """Class means by layer, worked out when the next window asks: closing one must not hold the loop up."""
 
-    def __init__(self, sums: tuple[tuple[tuple[str, ...], Sums], ...], names: Iterable[str]) -> None:
+    def __init__(self, sums: Iterable[tuple[tuple[str, ...], Sums]], names: Collection[str]) -> None:
         self._sums = sums
-        self._names = frozenset(names)
+        self._names = names
         self._found: dict[str, Reference] = {}
 
     def __getitem__(self, name: str) -> Reference:
@@ -46,7 +44,8 @@ class _Means(Mapping[str, Reference]):
             with torch.no_grad():
                 for names, sums in self._sums:
                     self._found.update(zip(names, sums.references(), strict=True))
-            self._sums = ()
+            # The sums themselves are to be let go of.
+            self._sums, self._names = (), self._found
         return self._found[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -64,6 +63,19 @@ class OpenWindow:
     memory for features.
     """
 
+    # Of a window without a batch. One is made whenever another closes, while the loop waits: these cost it nothing.
+    steps = 0
+    sampled_steps = 0
+    _layers: tuple[Layer, ...] = ()
+    _head: HeadCounts | None = None
+    _n_classes = 0
+    _frequent: Frequent | None = None
+    _mixtures: Mixtures | None = None
+    _trained: Tensor | None = None
+    """Sum over samples of the loss that was trained."""
+    _trained_samples = 0
+    _unheard = False
+
     def __init__(
         self,
         *,
@@ -76,25 +88,11 @@ class OpenWindow:
         self.exact = exact
         self._pads = pads or Pads()
         self._before = references if before is None else before
-        self.steps = 0
-        self.sampled_steps = 0
-        self.skipped: Counter[str] = Counter()
-        self.began = time.time()
         self.given = references
         self._classifier = classifier
-        self._layers: tuple[Layer, ...] = ()
-        self._sums: list[tuple[tuple[str, ...], Sums]] = []
-        """The layers of one width, and what is added up of them."""
-        self._moments: dict[str, ClassMoments] = {}
-        self._nearest: dict[str, NearestCounts] = {}
-        self._head: HeadCounts | None = None
-        self._n_classes = 0
-        self._frequent: Frequent | None = None
-        self._mixtures: Mixtures | None = None
-        self._trained: Tensor | None = None
-        """Sum over samples of the loss that was trained."""
-        self._trained_samples = 0
-        self._unheard = False
+        self.began = time.time()
+        self.skipped: defaultdict[str, int] = defaultdict(int)
+        """Batches that could not be used, by reason."""
 
     def heard(self, loss: Tensor | None, n_samples: int) -> None:
         """Add the loss that was trained on a batch just added, a mean over its samples; None where it is not known."""
@@ -105,6 +103,12 @@ class OpenWindow:
             self._trained = torch.zeros((), dtype=torch.float64, device=loss.device)
         self._trained.add_(loss, alpha=n_samples)
         self._trained_samples += n_samples
+
+    def take_back(self, why: str) -> None:
+        """One batch that was skipped was used after all."""
+        self.skipped[why] -= 1
+        if not self.skipped[why]:
+            del self.skipped[why]
 
     @property
     def empty(self) -> bool:
@@ -141,7 +145,7 @@ class OpenWindow:
 
     def references(self) -> Mapping[str, Reference]:
         """Return the class means of this window, by layer, on the device; nothing is added to it afterwards."""
-        return _Means(tuple(self._sums), self._moments)
+        return _Means(self._sums, self._moments)
 
     def forget_decisions(self) -> None:
         """Drop the nearest-class decisions: they are taken again by the window's own means."""
@@ -152,6 +156,10 @@ class OpenWindow:
 
     def _begin(self, batch: Batch, layers: tuple[Layer, ...]) -> None:
         self._layers = layers
+        self._sums: list[tuple[tuple[str, ...], Sums]] = []
+        """The layers of one width, and what is added up of them."""
+        self._moments: dict[str, ClassMoments] = {}
+        self._nearest: dict[str, NearestCounts] = {}
         self._frequent = batch.frequent
         self._n_classes = batch.logits.shape[1] if batch.frequent is None else len(batch.frequent.ids)
         device = batch.logits.device
@@ -191,51 +199,22 @@ class OpenWindow:
             vectors.append(self._classifier)
         return basis_of(torch.cat([part.double() for part in vectors])) if vectors else None
 
-    def close(
-        self,
-        *,
-        run_id: str,
-        rank: int,
-        world_size: int,
-        split: str,
-        epoch: int,
-        step: int,
-        ncc_source: str,
-        head: HeadParameters,
-        objective: Objective,
-        overhead: float | None,
-    ) -> ClosedWindow:
-        """End the window; nothing is added afterwards."""
+    def close(self, ending: Ending) -> ClosedWindow:
+        """End the window; nothing is added afterwards. What has to be worked out is, when it is sealed."""
         assert self._head is not None
-        if self._frequent is not None:
-            head, objective = HeadParameters(name=head.name), replace(objective, plain_loss=False)
-        if self._mixtures is not None:
-            objective = replace(objective, plain_loss=False)
         return ClosedWindow(
-            frequent=self._frequent,
-            meta={
-                "run_id": run_id,
-                "rank": rank,
-                "world_size": world_size,
-                "split": split,
-                "epoch": epoch,
-                "step": step,
-                "steps": self.steps,
-                "sampled_steps": self.sampled_steps,
-                "time": time.time(),
-                "duration_s": time.time() - self.began,
-                "exact": self.exact,
-                "ncc_source": ncc_source if self._nearest else "none",
-                "n_classes": self._n_classes,
-                "skipped_batches": dict(self.skipped),
-                "overhead": overhead,
-            },
+            ending=ending,
+            began=self.began,
+            steps=self.steps,
+            sampled_steps=self.sampled_steps,
+            skipped=self.skipped,
+            exact=self.exact,
+            n_classes=self._n_classes,
             layers=self._layers,
             sums=[sums for _, sums in self._sums],
             moments=self._moments,
             nearest=self._nearest,
             counts=self._head,
-            head=head,
-            objective=objective,
+            frequent=self._frequent,
             trained=None if self._unheard or self._trained is None else (self._trained, self._trained_samples),
         )
