@@ -27,6 +27,7 @@ from ncmon_client import wire
 from ncmon_client.batches import frozen, split, supervised
 from ncmon_client.capture import Batch, Capture
 from ncmon_client.closed import Ending, LastWord, Objective
+from ncmon_client.compiled import Build
 from ncmon_client.losses import Losses
 from ncmon_client.options import with_classes
 from ncmon_client.outbox import Outbox
@@ -91,8 +92,10 @@ class Monitor:
         spool: str = "memory",
         first_step: int = 0,
         soft: bool = False,
+        kernel: str = "torch",
     ) -> None:
         self._takes_soft = soft
+        self._build = Build() if kernel == "compiled" and capture is not None else None
         self._inert = capture is None
         self._model, self._optimizer = model, optimizer
         self._run = run
@@ -104,7 +107,7 @@ class Monitor:
         self._sender: Sender | None = None
         self._references: dict[str, Mapping[str, Reference]] = {}
         self._pads = Pads()
-        self._open = OpenWindow(exact=False, references={}, pads=self._pads)
+        self._open = OpenWindow(exact=False, references={}, pads=self._pads, build=self._build)
         self._epoch = -1
         self._first_step = self._steps = first_step
         self._sampled = 0
@@ -256,6 +259,7 @@ class Monitor:
             every=self._schedule.every,
             overhead=self._schedule.overhead,
             mishaps=self._mishaps + (0 if self._inert else self._capture.caught),
+            kernel="torch" if self._build is None else self._build.word,
             last_error=self._last_error or self._losses.blindness or (sender.last_error if sender is not None else ""),
         )
 
@@ -349,7 +353,7 @@ class Monitor:
     def _forget(self) -> None:
         """What the open window holds was mixed: begin it again."""
         before = self._open
-        self._open = OpenWindow(exact=False, references=before.given, pads=self._pads)
+        self._open = OpenWindow(exact=False, references=before.given, pads=self._pads, build=self._build)
         self._open.steps, self._open.skipped = before.steps, before.skipped
         self._open.skipped["mixed labels"] += before.sampled_steps
         self._sampled -= before.sampled_steps
@@ -361,7 +365,7 @@ class Monitor:
         if window.empty:
             return
         self._references["train"] = window.references()
-        self._open = OpenWindow(exact=False, references=self._references["train"], pads=self._pads)
+        self._open = OpenWindow(exact=False, references=self._references["train"], pads=self._pads, build=self._build)
         had_means = bool(window.given)
         self._offer(window, split="train", epoch=self._epoch, ncc_source="previous" if had_means else "none")
 

@@ -76,12 +76,15 @@ class Rows:
             self._order = np.argsort(rows.astype(np.uint16) if self.n_rows <= 2**16 else rows, kind="stable")
         return self._order
 
+    def begins(self, n_layers: int) -> Tensor:
+        """Return (L, 1) where the rows of each of as many layers begin, when they are laid one below the other."""
+        return _multiples(n_layers, self.n_rows, self.rows.device)
+
     def stacked(self, n_layers: int) -> Tensor:
         """Return rows (L * n,) of as many layers, laid one below the other."""
         if n_layers not in self._stacked:
-            if n_layers > 1:
-                begins = _multiples(n_layers, self.n_rows, self.rows.device)
-            self._stacked[n_layers] = self.rows if n_layers == 1 else (self.rows + begins).view(-1)
+            one = n_layers == 1
+            self._stacked[n_layers] = self.rows if one else (self.rows + self.begins(n_layers)).view(-1)
         return self._stacked[n_layers]
 
     def bags(self, n_layers: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ncmon_client.accumulate import Sums
 from ncmon_client.capture import Batch
 from ncmon_client.closed import ClosedWindow, Ending
+from ncmon_client.compiled import Build
 from ncmon_client.decisions import HeadCounts, NearestCounts
 from ncmon_client.frequent import Frequent
 from ncmon_client.layers import CLASSIFIER_INPUT, Layer
@@ -60,7 +61,7 @@ class OpenWindow:
     `before` those of the window before of the same split.
 
     `classifier` (C, d) are the rows of the classifier, near the span of its input's class means; `pads` lends the
-    memory for features.
+    memory for features, `build` has a compiled kernel or will have.
     """
 
     # Of a window without a batch. One is made whenever another closes, while the loop waits: these cost it nothing.
@@ -84,9 +85,11 @@ class OpenWindow:
         before: Mapping[str, Reference] | None = None,
         classifier: Tensor | None = None,
         pads: Pads | None = None,
+        build: Build | None = None,
     ) -> None:
         self.exact = exact
         self._pads = pads or Pads()
+        self._build = build
         self._before = references if before is None else before
         self.given = references
         self._classifier = classifier
@@ -181,6 +184,7 @@ class OpenWindow:
                 bases=[self._basis(name, width) for name in names],
                 before=[self._before.get(name) for name in names],
                 pads=self._pads,
+                build=self._build,
             )
             self._sums.append((tuple(names), sums))
             self._moments.update(zip(names, sums.members, strict=True))
