@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -336,11 +337,15 @@ class Sums:
         rows = batch.stacked(len(places)) if taken is None else (own + begins).view(-1)
         scores = tables.view(-1, tables.shape[2]).index_select(0, rows).view(len(places), n, -1)
         best, decided = torch.baddbmm(scores, stacked, self._weights).max(2)
-        flags = torch.stack((decided == own, decided == predicted)).double()
         if taken is None:
-            self.decided[0] += batch.counts
-            self.decided[1:].view(-1, batch.n_rows).index_add_(1, own, flags.view(-1, n))
+            # Only on the host.
+            totals, found = self.decided.numpy(), decided.numpy()
+            totals[0] += batch.sizes
+            for total, other in zip(totals[1:], (own, predicted), strict=True):
+                same = (found == other.numpy()).ravel()
+                total += np.bincount(rows.numpy(), weights=same, minlength=total.size).reshape(total.shape)
         else:
+            flags = torch.stack((decided == own, decided == predicted)).double()
             own = torch.where(torch.isfinite(best), own, self.n_classes)
             flags = torch.cat((torch.ones_like(flags[:1]), flags))
             self.decided.view(3, -1).index_add_(1, (own + begins).view(-1), flags.view(3, -1))

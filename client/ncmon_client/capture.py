@@ -13,6 +13,7 @@ another name and is left out.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -28,6 +29,7 @@ from ncmon_client.errors import ConfigError
 from ncmon_client.frequent import MAX_CLASSES, Frequent, most_frequent
 from ncmon_client.head import HeadParameters
 from ncmon_client.layers import CLASSIFIER_INPUT, Kept, Layer, canonical, first_tensor, pool, same, select
+from ncmon_client.rows import rows_of
 from ncmon_client.taps import Bell, Tap, elsewhere
 
 STRIKES = 3
@@ -54,6 +56,15 @@ class Batch:
     def places(self, classes: Tensor) -> Tensor:
         """Return the places (n,) of classes among those that are kept."""
         return classes if self.frequent is None else self.frequent.places[classes]
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Return what keeps autocast off inside: nothing where it is off, for entering it costs as much as a small sum."""
+    try:
+        on = torch.is_autocast_enabled(device_type)
+    except TypeError:  # torch before 2.4 asks without a device
+        on = True
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 
 
 def _fastest(module: nn.Module, value: Tensor) -> float:
@@ -255,7 +266,7 @@ class Capture:
         version = None if tensor.is_inference() else tensor._version
         tensor = tensor.detach()
         if pool and tensor.ndim >= 4:
-            with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+            with torch.no_grad(), without_autocast(tensor.device.type):
                 return Kept(tensor.flatten(2).float().mean(2), None, "mean")
         if key in self._clone:
             return Kept(tensor.clone(), None)
@@ -319,8 +330,7 @@ class Capture:
             if pooled is None or pooled.shape != (len(labels), layer.n_features):
                 return "a layer's shape changed"
             features[layer.name] = pooled
-        counted = (labels >= 0) & (labels < n_classes) & (labels != ignore_index)
-        rows = torch.where(counted, labels, n_classes)
+        rows = rows_of(labels, n_classes, ignore_index)
         if n_classes > MAX_CLASSES and self.frequent is None:
             self.frequent = most_frequent(rows, n_classes, alone=self._alone)
         return Batch(features=features, logits=logits, rows=rows, frequent=self.frequent, weights=weights)

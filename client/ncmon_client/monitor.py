@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ncmon_client import wire
 from ncmon_client.batches import frozen, split, supervised
-from ncmon_client.capture import Batch, Capture
+from ncmon_client.capture import Batch, Capture, without_autocast
 from ncmon_client.closed import Ending, LastWord, Objective
 from ncmon_client.compiled import Build
 from ncmon_client.losses import Losses
@@ -332,7 +332,7 @@ class Monitor:
         if elsewhere():
             return
         try:
-            with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+            with torch.no_grad(), without_autocast(logits.device.type):
                 batch = self._capture.take(logits, labels, ignore_index, soft=self._takes_soft)
                 if isinstance(batch, str):
                     self._soft = batch == "soft labels"
@@ -408,7 +408,7 @@ class Monitor:
             output = self._model(**inputs) if isinstance(inputs, dict) else self._model(inputs)
             self._capture.pick_up()
             self._capture.armed = False
-            with torch.autocast(device.type, enabled=False):
+            with without_autocast(device.type):
                 batch = self._capture.take(*supervised(self._model, output, labels))
             if window is not None:
                 window.steps += 1

@@ -27,6 +27,16 @@ class Reference:
     """(C,) samples behind the means."""
 
 
+def rows_of(labels: Tensor, n_classes: int, ignore_index: int) -> Tensor:
+    """Return the rows (n,) int64 in [0, C] of labels (n,) int64: a tensor of its own, a loader may write to the other."""
+    if labels.is_cpu and len(labels) and not 0 <= ignore_index < n_classes:
+        host = labels.numpy()
+        if host.min() >= 0 and host.max() < n_classes:
+            return labels.clone()
+    counted = (labels >= 0) & (labels < n_classes) & (labels != ignore_index)
+    return torch.where(counted, labels, n_classes)
+
+
 class Rows:
     """Rows (n,) int64 in [0, C] of a batch. What is derived from them is kept for the next layer that asks.
 

@@ -132,9 +132,12 @@ class OpenWindow:
             return
         # A vocabulary's logits in parts: a copy of all of them in single precision may be most of the memory left.
         size = max(1, LOGITS_AT_ONCE // batch.logits.shape[1])
-        parts = zip(torch.split(batch.logits, size), torch.split(batch.rows, size), strict=True)
-        decided = [self._head.update(logits, rows, exact=self.exact) for logits, rows in parts]
-        predicted = batch.places(decided[0] if len(decided) == 1 else torch.cat(decided))
+        if len(batch.rows) <= size:
+            decided = self._head.update(batch.logits, batch.rows, exact=self.exact)
+        else:
+            parts = zip(torch.split(batch.logits, size), torch.split(batch.rows, size), strict=True)
+            decided = torch.cat([self._head.update(logits, rows, exact=self.exact) for logits, rows in parts])
+        predicted = batch.places(decided)
         rows = Rows(batch.places(batch.rows), self._n_classes)
         for names, sums in self._sums:
             sums.update([batch.features[name] for name in names], rows, predicted)
