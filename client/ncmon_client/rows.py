@@ -28,7 +28,7 @@ class Reference:
 
 
 def rows_of(labels: Tensor, n_classes: int, ignore_index: int) -> Tensor:
-    """Return the rows (n,) int64 in [0, C] of labels (n,) int64: a tensor of its own, a loader may write to the other."""
+    """Return the rows (n,) int64 in [0, C] of labels (n,) int64, in a tensor of its own: loaders reuse memory."""
     if labels.is_cpu and len(labels) and not 0 <= ignore_index < n_classes:
         host = labels.numpy()
         if host.min() >= 0 and host.max() < n_classes:
