@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncmon_client import head
+from ncmon_client import head, mixtures
 from ncmon_client.errors import ConfigError
 from ncmon_client.frequent import MAX_CLASSES, Frequent, most_frequent
 from ncmon_client.head import HeadParameters
-from ncmon_client.layers import CLASSIFIER_INPUT, Kept, Layer, canonical, first_tensor, pool, same, select
+from ncmon_client.layers import CLASSIFIER_INPUT, Kept, Layer, alike, canonical, first_tensor, pool, same, select
 from ncmon_client.rows import rows_of
 from ncmon_client.taps import Bell, Tap, elsewhere
 
@@ -51,7 +51,7 @@ class Batch:
     frequent: Frequent | None = None
     """Which classes are kept, where there are too many of them."""
     weights: Tensor | None = None
-    """(n, C) float64, the probabilities of the classes where labels are soft; `rows` are the likeliest then."""
+    """(n, C) the probabilities of the classes where labels are soft; `rows` are the likeliest then."""
 
     def places(self, classes: Tensor) -> Tensor:
         """Return the places (n,) of classes among those that are kept."""
@@ -286,20 +286,24 @@ class Capture:
     def take(self, logits: Tensor, labels: Tensor, ignore_index: int = -100, *, soft: bool = False) -> Batch | str:
         """Return the batch whose logits and labels are now known, or in a word why it cannot be used.
 
-        `soft` takes labels (n, C) that are probabilities.
+        `soft` takes labels that are probabilities, of the shape of the logits.
         """
+        kept, heads, norms = self._kept, self._head_kept, self._norm_kept
+        own = logits.ndim > 2 and any(alike(output, logits) for _, output in heads.values())
         weights = None
         if labels.is_floating_point():
-            if not (soft and labels.shape == logits.shape and labels.ndim == 2 and labels.shape[1] <= MAX_CLASSES):
+            if not soft or labels.shape != logits.shape or not labels.ndim:
                 return "soft labels"  # what was kept stays: hard labels may still come
-            weights = torch.nan_to_num(labels.detach().to(logits.device, torch.float64), 0.0, 0.0, 0.0).clamp_(min=0)
+            logits, weights = mixtures.flat(logits, labels, self.num_classes, own=own)
+            if weights.shape[1] > MAX_CLASSES:
+                return "soft labels"
             labels = weights.argmax(1)
-        kept, heads, norms = self._kept, self._head_kept, self._norm_kept
         self._kept, self._calls, self._head_kept, self._norm_kept = {}, {}, {}, {}
         logits = logits.detach()
         if logits.ndim == 1:
             logits, labels = logits[None], labels.reshape(1)
-        if logits.ndim > 2 and logits.shape[:-1] == labels.shape != logits.shape[:1] + logits.shape[2:]:
+        turned = own or labels.shape != logits.shape[:1] + logits.shape[2:]
+        if logits.ndim > 2 and logits.shape[:-1] == labels.shape and turned:
             logits = logits.flatten(0, -2)  # (n, tokens, C); a criterion's own order is (n, C, tokens)
         elif logits.ndim > 2:
             logits = logits.flatten(2).transpose(1, 2).flatten(0, 1)

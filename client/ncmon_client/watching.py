@@ -55,8 +55,8 @@ def watch(
     num_classes, class_names : known from the first batch and from nowhere, respectively, if left out.
     first_step : training steps that the run has behind it, where this process goes on from a checkpoint. Steps that are
         trained again replace what is stored of them.
-    soft : use batches whose labels are probabilities (n, C), as mixup and distillation give them: every sample counts
-        for every class, weighted. Without it they are skipped and counted.
+    soft : use batches whose labels are probabilities (n, C), as mixup and distillation give them, or of tokens in the
+        shape of the logits: every sample counts for every class, weighted. Without it they are skipped and counted.
     window_steps : training steps after which a window closes by itself.
     every : look at one step in this many; `"auto"` keeps the cost below the share `overhead` of the training's time,
         `"never"` looks at no step: then only `measure` makes windows.

@@ -20,7 +20,7 @@ from ncmon_client.compiled import Build
 from ncmon_client.decisions import HeadCounts, NearestCounts
 from ncmon_client.frequent import Frequent
 from ncmon_client.layers import CLASSIFIER_INPUT, Layer
-from ncmon_client.mixtures import Mixtures
+from ncmon_client.mixtures import Mixtures, probabilities
 from ncmon_client.moments import ClassMoments
 from ncmon_client.pads import Pads
 from ncmon_client.rows import Reference, Rows
@@ -28,6 +28,8 @@ from ncmon_client.second import MAX_SCATTER_FEATURES, basis_of
 
 LOGITS_AT_ONCE = 2**24
 """Logits whose loss is taken in one go."""
+MIXED_AT_ONCE = 2**20
+"""Of tokens with soft labels: in double precision, and several times."""
 
 
 class _Means(Mapping[str, Reference]):
@@ -125,10 +127,14 @@ class OpenWindow:
             self._begin(batch, layers)
         assert self._head is not None
         if batch.weights is not None:
-            predicted = self._head.update_mixed(batch.logits, batch.weights)
             self._mixtures = self._mixtures or Mixtures(batch.logits.device)
-            for names, sums in self._sums:
-                self._mixtures.add(sums, [batch.features[name] for name in names], batch.weights, predicted)
+            size = max(1, MIXED_AT_ONCE // batch.logits.shape[1])
+            for begin in range(0, len(batch.logits), size):
+                part = slice(begin, begin + size)
+                weights = probabilities(batch.weights[part])
+                decided = self._head.update_mixed(batch.logits[part], weights)
+                for names, sums in self._sums:
+                    self._mixtures.add(sums, [batch.features[name][part] for name in names], weights, decided)
             return
         # A vocabulary's logits in parts: a copy of all of them in single precision may be most of the memory left.
         size = max(1, LOGITS_AT_ONCE // batch.logits.shape[1])

@@ -104,6 +104,22 @@ def test_token_classification_however_the_loss_is_called(order: str) -> None:
     assert (-1, "weight") in found[1]
 
 
+def test_as_many_tokens_as_classes_are_told_apart_by_the_classifiers_own_output() -> None:
+    model, criterion = Encoder("tokens", n_classes=6), nn.CrossEntropyLoss()
+    x, y = torch.randn(4, 5, 4), torch.randint(0, 6, (4, 6))
+    for observed in (True, False):
+        monitor, recorder = recorded(model, None if observed else criterion, pool="tokens")
+        logits = model(x)
+        if observed:
+            monitor.observe(logits, y)
+        else:
+            criterion(logits.transpose(1, 2), y)
+        monitor.close()
+        found = only(recorder)
+        agrees(found, CLASSIFIER_INPUT, model.features(x)[-1].flatten(0, 1), y.flatten(), 6)
+        assert (-1, "weight") in found[1]
+
+
 def test_a_language_model_predicts_the_next_token() -> None:
     """The loss takes logits[:, :-1]: the features are those of the same positions."""
     torch.manual_seed(0)
