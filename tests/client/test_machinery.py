@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ncmon_client.layers import CLASSIFIER_INPUT
-from tests.client.hooking import NOBODY, batch, mlp, place, recorded
+from tests.client.hooking import NOBODY, batch, cnn, images, mlp, place, recorded
 from tests.client.test_networks import Encoder, agrees, only
 
 Wrap = Callable[[nn.Module], Any]
@@ -180,8 +180,12 @@ def tokens(seed: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("how", ["plain", "bf16", "fp16", "compile"])
 @pytest.mark.parametrize(
     ("make", "data"),
-    [(mlp, lambda seed: batch(seed=seed)), (lambda: Encoder("cls"), tokens)],
-    ids=["mlp", "vit"],
+    [
+        (mlp, lambda seed: batch(seed=seed)),
+        (cnn, lambda seed: images(seed=seed)),
+        (lambda: Encoder("cls", depth=1), tokens),
+    ],
+    ids=["mlp", "cnn", "vit"],
 )
 def test_thirty_steps_leave_the_same_weights_and_random_state(make: Any, data: Any, how: str) -> None:
     with_ncmon, without = trained(make, data, how, watched=True), trained(make, data, how, watched=False)
