@@ -33,6 +33,9 @@ from ncmon_client.rows import rows_of
 from ncmon_client.taps import Bell, Tap, elsewhere
 
 STRIKES = 3
+SLACK = 0.02
+"""Probabilities in half precision add up to one within this."""
+SEVERAL = "samples of several classes"
 _BATCH_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
 _CHANNELS_FIRST = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d)
 """Three-dimensional outputs of these are (n, d, positions), those of all others (n, tokens, d)."""
@@ -297,6 +300,9 @@ class Capture:
             logits, weights = mixtures.flat(logits, labels, self.num_classes, own=own)
             if weights.shape[1] > MAX_CLASSES:
                 return "soft labels"
+            # Asked once, on the first batch: an accelerator has to be waited for.
+            if not self._resolved and bool((weights.sum(1) > 1 + SLACK).any()):
+                return SEVERAL
             labels = weights.argmax(1)
         self._kept, self._calls, self._head_kept, self._norm_kept = {}, {}, {}, {}
         logits = logits.detach()

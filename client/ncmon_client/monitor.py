@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ncmon_client import wire
 from ncmon_client.batches import frozen, split, supervised
-from ncmon_client.capture import Batch, Capture, without_autocast
+from ncmon_client.capture import SEVERAL, Batch, Capture, without_autocast
 from ncmon_client.closed import Ending, LastWord, Objective
 from ncmon_client.compiled import Build
 from ncmon_client.losses import Losses
@@ -349,6 +349,14 @@ class Monitor:
         self._open.skipped[why] += 1
         if why == "no features":
             self._losses.say_blind()
+        elif why == SEVERAL:
+            self._failed(
+                "soft",
+                ValueError(
+                    "expected probabilities that add up to 1 for each sample, got more; samples of several classes at"
+                    " once (multi-label) have no class, and are skipped"
+                ),
+            )
 
     def _forget(self) -> None:
         """What the open window holds was mixed: begin it again."""

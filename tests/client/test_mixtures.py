@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -284,3 +285,22 @@ def test_many_soft_labels_are_worked_on_in_parts(monkeypatch: pytest.MonkeyPatch
     for (_, one), (_, other) in zip(*found, strict=True):
         for key in one:
             np.testing.assert_allclose(one[key], other[key], rtol=1e-5, atol=1e-5, err_msg=str(key))
+
+
+def test_samples_of_several_classes_are_skipped_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = mlp()
+    monitor, recorder = recorded(model, soft=True)
+    x, y = batch()
+    several = functional.one_hot(y, 3).float()
+    several[::2, 0] = 1
+    with caplog.at_level(logging.WARNING, logger="ncmon_client"):
+        for _ in range(3):
+            monitor.observe(model(x), several)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert "expected probabilities that add up to 1 for each sample, got more" in said[0]
+    assert "are skipped (training goes on)" in said[0]
+    assert monitor.status().mishaps == 3
+    monitor.observe(model(x), labels_of("mixup", y))
+    monitor.epoch(0)
+    assert recorder.windows()[0][0].skipped_batches == {"samples of several classes": 3}
