@@ -254,7 +254,7 @@ class Sums:
         n_layers, n, d = len(wide), len(batch), self.n_features
         pad = self._pads.take(n_layers * n, d, dtype=self.dtype, device=batch.rows.device)
         if self._taken is None or self._taken.shape[1] != n:
-            self._taken = torch.empty(n_layers, n, dtype=torch.int64)
+            self._taken = torch.empty(n_layers, n, dtype=torch.int64, device="cpu")
         if not self._targets:
             self._targets = [
                 target_of(each.shift, each.sums, each.unit_sums, each.scalars, each.counts, each.nonfinite)

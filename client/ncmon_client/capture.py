@@ -167,7 +167,7 @@ class Capture:
 
     def weigh(self) -> None:
         """Measure what a hook costs that does nothing: torch's own way to it is several times as long as the hook."""
-        module, nothing = nn.Identity(), torch.empty(0)
+        module, nothing = nn.Identity(), torch.empty(0, device="cpu")
         bare_s = _fastest(module, nothing)
         module.register_forward_hook(Tap(self, ""))
         self._hook_s = max(_fastest(module, nothing) - bare_s, 0.0)

@@ -127,7 +127,7 @@ class Build:
 
     def _run(self) -> None:
         try:
-            with tempfile.TemporaryDirectory(prefix="ncmon-kernel-") as place:
+            with torch.device("cpu"), tempfile.TemporaryDirectory(prefix="ncmon-kernel-") as place:
                 path = Path(place) / "compiled.so"
                 _compile(path)
                 self.kernel = Kernel(path)

@@ -71,7 +71,7 @@ class Pads:
         try:
             whole = free.pop()
         except IndexError:
-            whole = torch.empty(size, dtype=dtype)
+            whole = torch.empty(size, dtype=dtype, device="cpu")
         return Pad(whole, free, rows, features)
 
     def _let_go(self) -> None:

@@ -219,3 +219,19 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_process_still_has_numbers_below_the_smallest_normal_one(build: Build) -> None:
     """A library linked for fast mathematics would flush them for the whole process, and change what is trained."""
     assert float(torch.tensor(1e-38) * torch.tensor(1e-3)) > 0
+
+
+@pytest.mark.parametrize("kernel", ["torch", "compiled"])
+def test_where_new_tensors_go_by_default_is_the_trainings_affair(kernel: str) -> None:
+    """A model on the host while the default device is another one: memory from there must not reach the sums."""
+    model, criterion = mlp(), nn.CrossEntropyLoss()
+    monitor, recorder = recorded(model, criterion, every=1, kernel=kernel)
+    if kernel == "compiled":
+        monitor._build.wait(60)
+    x, y = batch()
+    with torch.device("meta"):
+        for epoch in range(2):
+            criterion(model(x), y).backward()
+            monitor.epoch(epoch)
+    assert (monitor.status().mishaps, monitor.status().kernel) == (0, kernel)
+    assert len(recorder.windows()) == 2
