@@ -244,7 +244,8 @@ def test_export_sees_no_hook_and_leaves_nothing_behind(strict: bool) -> None:
     assert (only(recorder)[0].sampled_steps, monitor.status().last_error) == (2, "")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+# Deprecated from torch 2.14 on, and still there.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_torchscript_traces_a_watched_model_and_says_why_it_cannot_script_one() -> None:
     model, criterion = mlp(), nn.CrossEntropyLoss()
     monitor, recorder = recorded(model, criterion)
