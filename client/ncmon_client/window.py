@@ -110,10 +110,10 @@ class OpenWindow:
         self._trained_samples += n_samples
 
     def take_back(self, why: str) -> None:
-        """One batch that was skipped was used after all."""
-        self.skipped[why] -= 1
-        if not self.skipped[why]:
-            del self.skipped[why]
+        """One batch that was skipped was used after all; the window that counted it may have closed."""
+        left = self.skipped.pop(why, 0) - 1
+        if left > 0:
+            self.skipped[why] = left
 
     @property
     def empty(self) -> bool:

@@ -352,6 +352,20 @@ def test_hard_labels_said_beside_soft_ones_are_used() -> None:
     assert found[1][-1, "label_counts"].sum() == 3 * 24
 
 
+def test_hard_labels_said_after_their_window_has_closed_count_in_the_next_one() -> None:
+    """The second step's soft labels close the window of two steps; its hard labels come a moment later."""
+    model, criterion = mlp(), nn.CrossEntropyLoss()
+    monitor, recorder = recorded(model, criterion, window_steps=2)
+    x, y = batch()
+    criterion(model(x), y)
+    logits = model(x)
+    criterion(logits, functional.one_hot(y, 3).float())
+    monitor.observe(logits, y)
+    monitor.epoch(0)
+    assert [meta.skipped_batches for meta, _ in recorder.windows()] == [{"soft labels": 1}, {}]
+    assert monitor.status().mishaps == 0
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_functional_loss_is_heard_inside_capture_loss_and_nowhere_else(weighted: bool) -> None:
     model = mlp()
