@@ -45,13 +45,13 @@ def weighted(h: Tensor, p: Tensor) -> dict[str, Any]:
         out["counts"][c] = sum(weights[i, c] for i in range(len(features)))
         mean = sum(weights[i, c] * features[i] for i in range(len(features))) / out["counts"][c]
         out["class_means"][c] = mean
+        out["scatter"] += (weights[:, c, None] * (features - mean)).T @ (features - mean)
         for row, weight in zip(features, weights[:, c], strict=True):
-            norm = math.sqrt(sum(row * row))
-            out["within_sq"][c] += weight * sum((row - mean) ** 2)
+            norm = math.sqrt(row @ row)
+            out["within_sq"][c] += weight * ((row - mean) @ (row - mean))
             out["norm_sums"][c] += weight * norm
             out["norm_sq_sums"][c] += weight * norm**2
             out["unit_sums"][c] += weight * row / norm if norm > 0 else 0
-            out["scatter"] += weight * np.outer(row - mean, row - mean)
     return out
 
 

@@ -34,9 +34,10 @@ def test_samples_are_counted_and_sorted_by_row() -> None:
     batch = Rows(rows, 70)
     assert not batch.all_count
     assert batch.sizes.tolist() == torch.bincount(rows, minlength=71).tolist()
-    assert batch.order.tolist() == sorted(range(500), key=lambda place: (rows[place], place))
+    listed = rows.tolist()
+    assert batch.order.tolist() == sorted(range(500), key=lambda place: (listed[place], place))
     samples, begins = batch.bags(3)
     for bag, (start, end) in enumerate(zip(begins.tolist(), [*begins.tolist()[1:], len(samples)], strict=True)):
         layer, row = bag // 71 % 3, bag % 71
-        wanted = [layer * 500 + place for place in range(500) if rows[place] == row]
+        wanted = [layer * 500 + place for place in range(500) if listed[place] == row]
         assert samples[start:end].tolist() == wanted
