@@ -26,14 +26,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ncmon_client.compiled import Build, Kernel, Target, target_of
 from ncmon_client.decisions import Nearest, NearestCounts
-from ncmon_client.kernels import add_by_class, kernel_for
+from ncmon_client.kernels import Room, add_by_class, kernel_for
 from ncmon_client.moments import ClassMoments
-from ncmon_client.pads import Pads
-from ncmon_client.rows import Reference, Rows
+from ncmon_client.pads import Pad, Pads
+from ncmon_client.rows import Reference, Rows, eps_of
 from ncmon_client.sampled import Sampled
 from ncmon_client.second import second_moment
 
@@ -63,10 +65,11 @@ class Sums:
         bases: Sequence[Tensor | None] | None = None,
         before: Sequence[Reference | None] | None = None,
         pads: Pads | None = None,
+        build: Build | None = None,
     ) -> None:
-        """For each layer: class means of an earlier window, whether they decide samples, a `second` basis, and the
+        """For each layer: class means of an earlier window, whether they decide samples, a basis for `second`, and the
         window before of the same split, from which class sizes are known and the movement of the means. `pads` lends
-        the memory that it works in.
+        the memory that it works in; `build` has a compiled kernel, or will have.
         """
         self.n_classes, self.n_features, self.exact = n_classes, n_features, exact
         self.dtype = torch.float64 if exact else torch.float32
@@ -118,9 +121,14 @@ class Sums:
             place: (NearestCounts(n_classes, device, self.decided[:, number]), references[place])
             for number, place in enumerate(deciding)
         }
+        self._room: Room | None = None
         self._weights: Tensor | None = None
         self._tables: Tensor | None = None
         self._pads = pads or Pads()
+        self._build = None if exact or device.type != "cpu" else build
+        self._taken: Tensor | None = None
+        """(L, n) room for the rows that the compiled kernel takes."""
+        self._targets: list[Target] = []
         self._own_nbytes = self.scalars.nbytes + self.sums.nbytes + self.shift.nbytes
         self.mixed = False
         """Whether samples had weights (`mixtures`): then counts are no whole numbers before they are read."""
@@ -133,13 +141,18 @@ class Sums:
     @property
     def nbytes(self) -> int:
         """Return about the memory that is held."""
-        return self._own_nbytes + sum([member.second.nbytes for member in self.members if member.second is not None])
+        if not self.exact and (second := self.members[0].second) is not None:
+            # The layers of one width keep the same samples.
+            return self._own_nbytes + second.nbytes * len(self.members)
+        return self._own_nbytes + sum(member.second.nbytes for member in self.members if member.second is not None)
 
     def update(self, features: Sequence[Tensor], batch: Rows, predicted: Tensor | None = None) -> None:
         """Add a batch: features (n, d) of each layer; `predicted` (n,) is the classifier's argmax."""
         n = len(batch)
         for member, h in zip(self.members, features, strict=True):
-            member.eps = max(member.eps, torch.finfo(h.dtype).eps)
+            eps = eps_of(h.dtype)
+            if eps > member.eps:
+                member.eps = eps
         size = -(-n // max(n // self._at_once(batch), 1))
         if n <= size:
             self._add(features, batch, predicted, whole=True)
@@ -176,9 +189,14 @@ class Sums:
 
     def _add(self, features: Sequence[Tensor], batch: Rows, predicted: Tensor | None, *, whole: bool) -> None:
         n_layers, n, d = len(features), len(batch), self.n_features
-        wide = [h.to(self.dtype) for h in features]
-        values = torch.empty(5, n_layers, n, dtype=self.dtype, device=batch.rows.device)
-        zero, norm, norm_squares, squares, inverse = values.unbind(0)
+        wide = [h if h.dtype == self.dtype else h.to(self.dtype) for h in features]
+        kernel = None if self._build is None else self._build.kernel
+        if kernel is not None and self._add_compiled(kernel, wide, batch, predicted, whole=whole):
+            return
+        if self._room is None or self._room.n != n:
+            self._room = Room(n_layers, n, self.dtype, batch.rows.device)
+        values = self._room.values
+        zero, norm, norm_squares, squares, inverse = self._room.parts
         for h, out in zip(wide, norm.unbind(0), strict=True):
             torch.linalg.vector_norm(h, 2, 1, out=out)
         ordinary = batch.on_host and _ordinary(norm)
@@ -190,7 +208,7 @@ class Sums:
             self.nonfinite.view(-1).index_add_(0, index, (~finite).double().view(-1))
             rows = torch.where(finite, batch.rows, self.n_classes)
             counted = rows < self.n_classes
-            index = (rows + torch.arange(n_layers, device=rows.device)[:, None] * batch.n_rows).view(-1)
+            index = (rows + batch.begins(n_layers)).view(-1)
             norm.masked_fill_(~counted, 0)
         if not self._settled:
             self._shift_new_classes(wide, batch, index, counted)
@@ -217,18 +235,62 @@ class Sums:
             inverse.masked_fill_(none, 0)
         self._add_scalars(values, batch, index, clean=clean)
         # What does not count is zero by now, and adds nothing to whatever row its label names.
-        add_by_class(self.sums, x, inverse, batch, index, kernel_for(n, self.n_classes, x.device), self._pads)
-        parts = x.view(n_layers, n, d)
-        own = index.view(n_layers, n)
+        add_by_class(self.sums, x, self._room, batch, index, kernel_for(n, self.n_classes, x.device), self._pads)
+        taken = None if clean else index.view(n_layers, n) - batch.begins(n_layers)
+        self._look_on(wide, pad, batch, taken, predicted, whole=whole)
+
+    def _add_compiled(
+        self, kernel: Kernel, wide: Sequence[Tensor], batch: Rows, predicted: Tensor | None, *, whole: bool
+    ) -> bool:
+        """Add a batch by the compiled kernel; return False where torch has to."""
+        for h in wide:
+            if type(h) is not Tensor:
+                return False  # a subclass may have no memory of its own
+        if not self._settled:
+            # Classes that have no shift yet get one there.
+            new = self._unknown.numpy() & (batch.sizes > 0)
+            if new.any() and (new & (self.counts.numpy() == 0)).any():
+                return False
+        n_layers, n, d = len(wide), len(batch), self.n_features
+        pad = self._pads.take(n_layers * n, d, dtype=self.dtype, device=batch.rows.device)
+        if self._taken is None or self._taken.shape[1] != n:
+            self._taken = torch.empty(n_layers, n, dtype=torch.int64, device="cpu")
+        if not self._targets:
+            self._targets = [
+                target_of(each.shift, each.sums, each.unit_sums, each.scalars, each.counts, each.nonfinite)
+                for each in self.members
+            ]
+        taken, odd, rows = self._taken, 0, batch.rows.contiguous()
+        for place, (h, target) in enumerate(zip(wide, self._targets, strict=True)):
+            odd += kernel.add(h if h.stride(1) == 1 else h.contiguous(), rows, target, pad.tensor, taken, place)
+        if odd:
+            self._taken = None  # whoever keeps samples keeps it too
+        self._look_on(wide, pad, batch, taken if odd else None, predicted, whole=whole)
+        return True
+
+    def _look_on(
+        self,
+        wide: Sequence[Tensor],
+        pad: Pad,
+        batch: Rows,
+        taken: Tensor | None,
+        predicted: Tensor | None,
+        *,
+        whole: bool,
+    ) -> None:
+        """Give shifted samples, which lie in `pad`, to second moments and nearest means; `taken` (L, n) are the rows of
+        each layer, where not all samples are ordinary ones that count.
+        """
+        parts = pad.tensor.view(len(wide), len(batch), self.n_features)
         for place, member in enumerate(self.members):
-            rows = batch.rows if clean else own[place] - place * batch.n_rows
+            rows = batch.rows if taken is None else taken[place]
             if not isinstance(member.second, Sampled):
                 if member.second is not None:
                     member.second.add(parts[place], rows, self.n_classes)
             elif whole:
                 member.second.add(parts[place], rows, self.n_classes, pad)
         if predicted is not None and self.deciders:
-            self._decide(wide, x, batch, index, predicted, clean=clean)
+            self._decide(wide, parts, batch, taken, predicted)
         pad.drop()
 
     def references(self) -> list[Reference]:
@@ -251,17 +313,16 @@ class Sums:
             self.counts.view(-1).index_add_(0, index, torch.ones_like(index, dtype=torch.float64))
 
     def _decide(
-        self, wide: Sequence[Tensor], x: Tensor, batch: Rows, index: Tensor, predicted: Tensor, *, clean: bool
+        self, wide: Sequence[Tensor], stacked: Tensor, batch: Rows, taken: Tensor | None, predicted: Tensor
     ) -> None:
-        """Count nearest-class decisions; those of shifted samples in one product where that pays."""
+        """Count nearest-class decisions; those of shifted samples (L, n, d) in one product where that pays."""
         places = list(self.deciders)
         n = len(batch)
         if n <= self.n_classes:
             # A table of C x C scores would cost more than centring the samples does.
             for place, (counts, reference) in self.deciders.items():
                 assert reference is not None
-                rows = batch.rows if clean else index.view(-1, n)[place] - place * batch.n_rows
-                counts.update(wide[place], rows, predicted, reference)
+                counts.update(wide[place], batch.rows if taken is None else taken[place], predicted, reference)
             return
         if self._weights is None:
             ways = [Nearest(reference, self.dtype) for _, reference in self.deciders.values() if reference is not None]
@@ -269,27 +330,25 @@ class Sums:
             self._ways = ways
         if self._tables is None:
             self._tables = torch.stack([w.table(self.shift[p]) for w, p in zip(self._ways, places, strict=True)])
-        stacked = x.view(-1, n, self.n_features)
         if len(places) < len(stacked):
             stacked = stacked[places]
-        tables = self._tables
-        if clean:
-            rows = batch.stacked(len(places))
-            own = batch.rows
-        else:
-            own = torch.stack([index.view(-1, n)[place] - place * batch.n_rows for place in places])
-            rows = (own + torch.arange(len(places), device=own.device)[:, None] * batch.n_rows).view(-1)
+        tables, begins = self._tables, batch.begins(len(places))
+        own = batch.rows if taken is None else taken[places]
+        rows = batch.stacked(len(places)) if taken is None else (own + begins).view(-1)
         scores = tables.view(-1, tables.shape[2]).index_select(0, rows).view(len(places), n, -1)
         best, decided = torch.baddbmm(scores, stacked, self._weights).max(2)
-        flags = torch.stack((decided == own, decided == predicted)).double()
-        if clean:
-            self.decided[0] += batch.counts
-            self.decided[1:].view(-1, batch.n_rows).index_add_(1, own, flags.view(-1, n))
+        if taken is None:
+            # Only on the host.
+            totals, found = self.decided.numpy(), decided.numpy()
+            totals[0] += batch.sizes
+            for total, other in zip(totals[1:], (own, predicted), strict=True):
+                same = (found == other.numpy()).ravel()
+                total += np.bincount(rows.numpy(), weights=same, minlength=total.size).reshape(total.shape)
         else:
+            flags = torch.stack((decided == own, decided == predicted)).double()
             own = torch.where(torch.isfinite(best), own, self.n_classes)
-            at = (own + torch.arange(len(places), device=own.device)[:, None] * batch.n_rows).view(-1)
             flags = torch.cat((torch.ones_like(flags[:1]), flags))
-            self.decided.view(3, -1).index_add_(1, at, flags.view(3, -1))
+            self.decided.view(3, -1).index_add_(1, (own + begins).view(-1), flags.view(3, -1))
 
     def _shift_new_classes(self, wide: Sequence[Tensor], batch: Rows, index: Tensor, counted: Tensor | None) -> None:
         waiting = self._unknown & (self.counts == 0)

@@ -13,6 +13,7 @@ another name and is left out.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -23,14 +24,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncmon_client import head
+from ncmon_client import head, mixtures
 from ncmon_client.errors import ConfigError
 from ncmon_client.frequent import MAX_CLASSES, Frequent, most_frequent
 from ncmon_client.head import HeadParameters
-from ncmon_client.layers import CLASSIFIER_INPUT, Kept, Layer, canonical, first_tensor, pool, same, select
+from ncmon_client.layers import CLASSIFIER_INPUT, Kept, Layer, alike, canonical, first_tensor, pool, same, select
+from ncmon_client.rows import rows_of
 from ncmon_client.taps import Bell, Tap, elsewhere
 
 STRIKES = 3
+SLACK = 0.02
+"""Probabilities in half precision add up to one within this."""
+SEVERAL = "samples of several classes"
 _BATCH_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
 _CHANNELS_FIRST = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d)
 """Three-dimensional outputs of these are (n, d, positions), those of all others (n, tokens, d)."""
@@ -49,11 +54,20 @@ class Batch:
     frequent: Frequent | None = None
     """Which classes are kept, where there are too many of them."""
     weights: Tensor | None = None
-    """(n, C) float64, the probabilities of the classes where labels are soft; `rows` are the likeliest then."""
+    """(n, C) the probabilities of the classes where labels are soft; `rows` are the likeliest then."""
 
     def places(self, classes: Tensor) -> Tensor:
         """Return the places (n,) of classes among those that are kept."""
         return classes if self.frequent is None else self.frequent.places[classes]
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Return what keeps autocast off inside: nothing where it is off, for entering it costs as much as a small sum."""
+    try:
+        on = torch.is_autocast_enabled(device_type)
+    except TypeError:  # torch before 2.4 asks without a device
+        on = True
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 
 
 def _fastest(module: nn.Module, value: Tensor) -> float:
@@ -153,7 +167,7 @@ class Capture:
 
     def weigh(self) -> None:
         """Measure what a hook costs that does nothing: torch's own way to it is several times as long as the hook."""
-        module, nothing = nn.Identity(), torch.empty(0)
+        module, nothing = nn.Identity(), torch.empty(0, device="cpu")
         bare_s = _fastest(module, nothing)
         module.register_forward_hook(Tap(self, ""))
         self._hook_s = max(_fastest(module, nothing) - bare_s, 0.0)
@@ -255,7 +269,7 @@ class Capture:
         version = None if tensor.is_inference() else tensor._version
         tensor = tensor.detach()
         if pool and tensor.ndim >= 4:
-            with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+            with torch.no_grad(), without_autocast(tensor.device.type):
                 return Kept(tensor.flatten(2).float().mean(2), None, "mean")
         if key in self._clone:
             return Kept(tensor.clone(), None)
@@ -275,20 +289,27 @@ class Capture:
     def take(self, logits: Tensor, labels: Tensor, ignore_index: int = -100, *, soft: bool = False) -> Batch | str:
         """Return the batch whose logits and labels are now known, or in a word why it cannot be used.
 
-        `soft` takes labels (n, C) that are probabilities.
+        `soft` takes labels that are probabilities, of the shape of the logits.
         """
+        kept, heads, norms = self._kept, self._head_kept, self._norm_kept
+        own = logits.ndim > 2 and any(alike(output, logits) for _, output in heads.values())
         weights = None
         if labels.is_floating_point():
-            if not (soft and labels.shape == logits.shape and labels.ndim == 2 and labels.shape[1] <= MAX_CLASSES):
+            if not soft or labels.shape != logits.shape or not labels.ndim:
                 return "soft labels"  # what was kept stays: hard labels may still come
-            weights = torch.nan_to_num(labels.detach().to(logits.device, torch.float64), 0.0, 0.0, 0.0).clamp_(min=0)
+            logits, weights = mixtures.flat(logits, labels, self.num_classes, own=own)
+            if weights.shape[1] > MAX_CLASSES:
+                return "soft labels"
+            # Asked once, on the first batch: an accelerator has to be waited for.
+            if not self._resolved and bool((weights.sum(1) > 1 + SLACK).any()):
+                return SEVERAL
             labels = weights.argmax(1)
-        kept, heads, norms = self._kept, self._head_kept, self._norm_kept
         self._kept, self._calls, self._head_kept, self._norm_kept = {}, {}, {}, {}
         logits = logits.detach()
         if logits.ndim == 1:
             logits, labels = logits[None], labels.reshape(1)
-        if logits.ndim > 2 and logits.shape[:-1] == labels.shape != logits.shape[:1] + logits.shape[2:]:
+        turned = own or labels.shape != logits.shape[:1] + logits.shape[2:]
+        if logits.ndim > 2 and logits.shape[:-1] == labels.shape and turned:
             logits = logits.flatten(0, -2)  # (n, tokens, C); a criterion's own order is (n, C, tokens)
         elif logits.ndim > 2:
             logits = logits.flatten(2).transpose(1, 2).flatten(0, 1)
@@ -319,8 +340,7 @@ class Capture:
             if pooled is None or pooled.shape != (len(labels), layer.n_features):
                 return "a layer's shape changed"
             features[layer.name] = pooled
-        counted = (labels >= 0) & (labels < n_classes) & (labels != ignore_index)
-        rows = torch.where(counted, labels, n_classes)
+        rows = rows_of(labels, n_classes, ignore_index)
         if n_classes > MAX_CLASSES and self.frequent is None:
             self.frequent = most_frequent(rows, n_classes, alone=self._alone)
         return Batch(features=features, logits=logits, rows=rows, frequent=self.frequent, weights=weights)
@@ -410,7 +430,11 @@ class Capture:
             return HeadParameters(name=canonical(weight), has_bias=bias is not None, tensors=tensors)
         if not (self._head and self._head_is_linear) or (self.num_classes or 0) > MAX_CLASSES:
             return HeadParameters(name=self._head)
-        tensors = head.parameters(self._names[self._head])
+        module = self._names[self._head]
+        tensors = head.parameters(module)
+        if not self._norm and "weight" in tensors:
+            biased = "bias" in tensors or getattr(module, "bias", None) is not None
+            return HeadParameters(self._head, biased, "", 0.0, tensors)
         if "weight" not in tensors:
             tensors = dict(self._whole)
         norm = self._names.get(self._norm)
@@ -421,7 +445,7 @@ class Capture:
             tensors["bn_beta"] = norm.bias.detach().clone()
         return HeadParameters(
             name=self._head,
-            has_bias=getattr(self._names[self._head], "bias", None) is not None,
+            has_bias=getattr(module, "bias", None) is not None,
             batch_norm=self._norm if live else "",
             batch_norm_eps=float(norm.eps) if norm is not None and live else 0.0,
             tensors=tensors,

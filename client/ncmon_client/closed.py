@@ -1,13 +1,16 @@
 """A closed window: read out in float64, reduced to what its budget allows, and sealed into a message.
 
-All of it in the sending thread, once: it waits for the device.
+All of it in the sending thread, once: it waits for the device. What the training's thread makes when a window closes
+are tuples and a bare class: a frozen dataclass takes several times as long to make.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,8 +34,7 @@ _Arrays = list[tuple[str, int, wire.Array]]
 """Name, place of the layer (-1 for the classifier) and numbers."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
+class Objective(NamedTuple):
     """What is known of the training objective."""
 
     weight_decay: float | None = None
@@ -41,18 +43,37 @@ class Objective:
     plain_loss: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ClosedWindow:
-    """A window that was handed over: sealed once, in the sending thread."""
+class Ending(NamedTuple):
+    """What is known when a window ends, and has to be written down then: time and parameters move on."""
 
-    meta: dict[str, object]
+    run: wire.RunInfo
+    split: str
+    epoch: int
+    step: int
+    time: float
+    overhead: float | None
+    ncc_source: Literal["own", "previous", "none"]
+    """Whose means decided for the nearest."""
+    head: HeadParameters
+    objective: Objective
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ClosedWindow:
+    """A window that was handed over: sealed once, in the sending thread. Nothing of it changes."""
+
+    ending: Ending
+    began: float
+    steps: int
+    sampled_steps: int
+    skipped: Mapping[str, int]
+    exact: bool
+    n_classes: int
     layers: tuple[Layer, ...]
     sums: list[Sums]
     moments: dict[str, ClassMoments]
     nearest: dict[str, NearestCounts]
     counts: HeadCounts
-    head: HeadParameters
-    objective: Objective
     frequent: Frequent | None
     trained: tuple[Tensor, int] | None = None
     """Sum over samples of the loss that was trained, and how many they were."""
@@ -60,16 +81,17 @@ class ClosedWindow:
     @property
     def nbytes(self) -> int:
         """About the memory that this window holds until it is sealed."""
-        own = [sums.nbytes for sums in self.sums] + [tensor.nbytes for tensor in self.head.tensors.values()]
-        return sum(own)
+        weight = 8 * self.n_classes * max(layer.n_features for layer in self.layers)
+        return weight + sum([sums.nbytes for sums in self.sums])
 
     def gap(self, reason: str) -> wire.Gap:
         """Return what is recorded when this window cannot be sealed."""
+        end = self.ending
         return wire.Gap(
-            run_id=str(self.meta["run_id"]),
-            split=str(self.meta["split"]),
-            epoch=int(str(self.meta["epoch"])),
-            step=int(str(self.meta["step"])),
+            run_id=end.run.run_id,
+            split=end.split,
+            epoch=end.epoch,
+            step=end.step,
             time=time.time(),
             reason=reason[:4096],
         )
@@ -83,9 +105,13 @@ class ClosedWindow:
 
     def seal(self) -> tuple[wire.Meta, bytes]:
         """Undo the shifts in float64, reduce the scatter to the span of the class means, and pack."""
+        end, objective = self.ending, self.ending.objective
+        # Of a part of the classes, or of weighed samples, the loss is another one than the trained.
+        part = self.frequent is not None
+        head = HeadParameters(name=end.head.name) if part else end.head
         reduced = reduction(
             self.layers,
-            int(str(self.meta["n_classes"])),
+            self.n_classes,
             widest_scatter=MAX_SCATTER_FEATURES if self._several else None,
             budget_bytes=PAYLOAD_BUDGET_BYTES,
         )
@@ -103,30 +129,44 @@ class ClosedWindow:
             arrays = [(name, place, array[ids] if place == -1 else array) for name, place, array in arrays]
             kept = sum(int(array.sum()) for name, _, array in arrays if name in ("label_counts", "loss_nonfinite"))
             ignored += every - kept
-        finite = all(bool(torch.isfinite(tensor).all()) for tensor in self.head.tensors.values())
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in head.tensors.values())
         if finite:
-            for name, tensor in self.head.tensors.items():
+            for name, tensor in head.tensors.items():
                 # Half-precision parameters are exact in single precision.
                 wide = tensor if tensor.dtype == torch.float64 else tensor.float()
                 arrays.append((name, -1, wide.cpu().numpy()))
         specs, blob = wire.pack_arrays(arrays)
-        head = wire.HeadMeta(
-            name=self.head.name,
-            has_bias=self.head.has_bias,
-            batch_norm=self.head.batch_norm,
-            batch_norm_eps=self.head.batch_norm_eps,
-            weight_decay=self.objective.weight_decay,
-            weight_decay_gamma=self.objective.weight_decay_gamma,
-            decoupled_decay=self.objective.decoupled_decay,
-            plain_loss=self.objective.plain_loss,
+        said = wire.HeadMeta(
+            name=head.name,
+            has_bias=head.has_bias,
+            batch_norm=head.batch_norm,
+            batch_norm_eps=head.batch_norm_eps,
+            weight_decay=objective.weight_decay,
+            weight_decay_gamma=objective.weight_decay_gamma,
+            decoupled_decay=objective.decoupled_decay,
+            plain_loss=False if part or self.counts.mixed else objective.plain_loss,
             finite=finite,
             logits_eps=self.counts.eps or EPS_SINGLE,
             trained_loss=self._trained_loss(ignored),
         )
         meta = wire.WindowMeta(
-            **self.meta,  # type: ignore[arg-type]
+            run_id=end.run.run_id,
+            rank=end.run.rank,
+            world_size=end.run.world_size,
+            split=end.split,
+            epoch=end.epoch,
+            step=end.step,
+            steps=self.steps,
+            sampled_steps=self.sampled_steps,
+            time=end.time,
+            duration_s=end.time - self.began,
+            exact=self.exact,
+            ncc_source=end.ncc_source if self.nearest else "none",
+            n_classes=self.n_classes,
+            skipped_batches=dict(self.skipped),
+            overhead=end.overhead,
             layers=layers,
-            head=head,
+            head=said,
             arrays=specs,
             ignored_labels=ignored,
         )
@@ -135,7 +175,7 @@ class ClosedWindow:
     @property
     def _several(self) -> bool:
         """Whether this is the share of one of several ranks."""
-        return self.meta["world_size"] != 1
+        return self.ending.run.world_size != 1
 
     def _layer(self, place: int, layer: Layer, reduced: Reduction) -> tuple[_Arrays, wire.LayerMeta]:
         """Return a layer's arrays and record."""

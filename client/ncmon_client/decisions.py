@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ncmon_client.rows import Reference
+from ncmon_client.rows import Reference, eps_of
 
 EPS_TF32 = 2.0**-10
 """Machine epsilon of what an accelerator may take for single precision in products of matrices."""
@@ -141,7 +141,7 @@ class HeadCounts:
         Logits of a small batch are copied and wait for more: thirty calls on a few numbers cost more than the numbers
         do. What still waits at the end of the window is added in the sending thread.
         """
-        self.eps = max(self.eps, torch.finfo(logits.dtype).eps)
+        self.eps = max(self.eps, eps_of(logits.dtype))
         if logits.is_cuda and torch.get_float32_matmul_precision() != "highest":
             self.eps = max(self.eps, EPS_TF32)
         logits = logits.to(torch.float64 if exact else torch.float32, copy=True)

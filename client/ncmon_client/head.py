@@ -9,32 +9,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 MAX_FUNCTIONAL = 4096
 """Classes above which no matrix is tried as the classifier: the first batch would pay n x d x C for each."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadParameters:
-    """The classifier at one moment: detached copies."""
+class HeadParameters(NamedTuple):
+    """The classifier at one moment: detached copies. A tuple: one is made whenever a window closes (`closed`)."""
 
     name: str = ""
     has_bias: bool = False
     batch_norm: str = ""
     batch_norm_eps: float = 0.0
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = MappingProxyType({})
     """`weight`, `bias`, `bn_gamma`, `bn_beta`, those that exist."""
 
 
 def is_sharded(value: Any) -> bool:
     """Whether a parameter is spread over several ranks (FSDP2, tensor parallelism)."""
-    return hasattr(value, "full_tensor")
+    # An attribute that is not there is slow to ask for.
+    return type(value) is not nn.Parameter and hasattr(value, "full_tensor")
 
 
 def is_fsdp(model: nn.Module) -> bool:
@@ -44,11 +43,14 @@ def is_fsdp(model: nn.Module) -> bool:
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
     """Return copies of weight and bias as the forward pass uses them; a sharded one is left out."""
-    if not parametrize.is_parametrized(module):
-        # Nothing to work out: a window that closes holds the loop up for as long as this takes.
-        plain = [(name, getattr(module, name, None)) for name in ("weight", "bias")]
-        whole = [(name, value) for name, value in plain if isinstance(value, Tensor) and not is_sharded(value)]
-        return {name: value.detach().clone() for name, value in whole}
+    own = module._parameters
+    weight, bias = own.get("weight"), own.get("bias")
+    if type(weight) is nn.Parameter and (bias is None or type(bias) is nn.Parameter) and not module._modules:
+        # The usual case, and nothing to ask: a window that closes holds the loop up for as long as this takes.
+        copy = {"weight": weight.detach().clone()}
+        if bias is not None:
+            copy["bias"] = bias.detach().clone()
+        return copy
     found: dict[str, Tensor] = {}
     with torch.no_grad(), _still(module):
         for name in ("weight", "bias"):

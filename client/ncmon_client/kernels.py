@@ -31,13 +31,26 @@ def kernel_for(n_samples: int, n_classes: int, device: torch.device) -> Kernel:
     return "gemm" if exact and n_samples >= MANY_SAMPLES and n_classes <= FEW_CLASSES else "index_add"
 
 
-def add_by_class(
-    sums: Tensor, x: Tensor, inverse: Tensor, batch: Rows, index: Tensor, kernel: Kernel, pads: Pads
-) -> None:
-    """Add x (L * n, d), and x times `inverse` (L, n), to two sums (2, L, C + 1, d); rows are `index` (L * n,).
+class Room:
+    """What is worked in for a batch of n samples of L layers, made once for batches of one size."""
+
+    def __init__(self, n_layers: int, n: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.n = n
+        self.values = torch.empty(5, n_layers, n, dtype=dtype, device=device)
+        """(5, L, n) whether a vector is zero, |h|, |h|^2, |x|^2, 1 / |h| of each sample."""
+        self.parts = self.values.unbind(0)
+        self.inverse = self.parts[4]
+        self.weights = torch.ones(2, n_layers, n, dtype=dtype, device=device)
+        """Of samples sorted by class in two sums; the first are ones."""
+        self.sorted = self.weights[1]
+
+
+def add_by_class(sums: Tensor, x: Tensor, room: Room, batch: Rows, index: Tensor, kernel: Kernel, pads: Pads) -> None:
+    """Add x (L * n, d), and x times 1 / |h|, to two sums (2, L, C + 1, d); rows are `index` (L * n,).
 
     `embedding_bag` and `gemm` take the rows from the batch, the same for all layers.
     """
+    inverse = room.inverse
     n_layers, n = inverse.shape
     d = x.shape[1]
     if kernel == "index_add":
@@ -53,7 +66,6 @@ def add_by_class(
         sums[1].baddbmm_(one_hot * inverse[:, None], parts)
     else:
         samples, begins = batch.bags(n_layers)
-        weights = torch.ones(2, n_layers, n, dtype=x.dtype)
-        torch.index_select(inverse, 1, batch.order, out=weights[1])
+        torch.index_select(inverse, 1, torch.from_numpy(batch.order), out=room.sorted)
         # weight, indices, offsets, scale_grad_by_freq, mode (0: sum), sparse, per_sample_weights
-        sums.view(-1, d).add_(torch.embedding_bag(x, samples, begins, False, 0, False, weights.view(-1))[0])
+        sums.view(-1, d).add_(torch.embedding_bag(x, samples, begins, False, 0, False, room.weights.view(-1))[0])

@@ -109,6 +109,11 @@ def first_tensor(value: Any) -> Tensor | None:
     return None
 
 
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, seen in one way: neither a copy nor a turned view."""
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
+
+
 def same(one: Tensor, other: Tensor, *, copies: bool = False) -> bool:
     """Whether two tensors are one tensor, or a cast of it, or with `copies` a copy (asked once, on the first batch)."""
     if one.shape != other.shape:

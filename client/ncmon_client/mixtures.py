@@ -31,6 +31,33 @@ from ncmon_client.second import Full
 NOTE = "soft labels: samples weigh by their probabilities, counts are rounded"
 
 
+def flat(logits: Tensor, labels: Tensor, n_classes: int | None, *, own: bool) -> tuple[Tensor, Tensor]:
+    """Return logits and probabilities, both of one shape, as (n, C) of n samples or tokens.
+
+    Of three dimensions and more the classes are the last, as a network gives them, or the second, as a criterion wants
+    them. `own` says that the logits are just what the classifier gave. Where the number of classes does not tell, and
+    is not yet known, the one is taken along which more of the probabilities add up to one.
+    """
+    logits, labels = logits.detach(), labels.detach().to(logits.device)
+    if logits.ndim == 1:
+        return logits[None], labels[None]
+    if logits.ndim == 2:
+        return logits, labels
+    last = own or (n_classes == logits.shape[-1] != logits.shape[1])
+    if n_classes is None and not own:
+        second, third = ((labels.sum(axis) - 1).abs().lt(1e-3).double().mean() for axis in (1, -1))
+        last = bool(third > second)
+    if last:
+        return logits.flatten(0, -2), labels.flatten(0, -2)
+    turned = [each.flatten(2).transpose(1, 2).flatten(0, 1) for each in (logits, labels)]
+    return turned[0], turned[1]
+
+
+def probabilities(labels: Tensor) -> Tensor:
+    """Return labels (n, C) as float64, what is no probability as 0."""
+    return torch.nan_to_num(labels.double(), 0.0, 0.0, 0.0).clamp_(min=0)
+
+
 class Mixtures:
     """Adds batches of mixtures to the sums of a window; draws from a generator of its own."""
 

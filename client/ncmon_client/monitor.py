@@ -16,7 +16,6 @@ import logging
 import os
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, cast
@@ -26,8 +25,9 @@ from torch import Tensor, nn
 
 from ncmon_client import wire
 from ncmon_client.batches import frozen, split, supervised
-from ncmon_client.capture import Batch, Capture
-from ncmon_client.closed import LastWord, Objective
+from ncmon_client.capture import SEVERAL, Batch, Capture, without_autocast
+from ncmon_client.closed import Ending, LastWord, Objective
+from ncmon_client.compiled import Build
 from ncmon_client.losses import Losses
 from ncmon_client.options import with_classes
 from ncmon_client.outbox import Outbox
@@ -92,8 +92,10 @@ class Monitor:
         spool: str = "memory",
         first_step: int = 0,
         soft: bool = False,
+        kernel: str = "torch",
     ) -> None:
         self._takes_soft = soft
+        self._build = Build() if kernel == "compiled" and capture is not None else None
         self._inert = capture is None
         self._model, self._optimizer = model, optimizer
         self._run = run
@@ -105,7 +107,7 @@ class Monitor:
         self._sender: Sender | None = None
         self._references: dict[str, Mapping[str, Reference]] = {}
         self._pads = Pads()
-        self._open = OpenWindow(exact=False, references={}, pads=self._pads)
+        self._open = OpenWindow(exact=False, references={}, pads=self._pads, build=self._build)
         self._epoch = -1
         self._first_step = self._steps = first_step
         self._sampled = 0
@@ -156,7 +158,7 @@ class Monitor:
         if self._soft:
             # The criterion was called with soft labels just before; what it was called on is still held.
             self._soft = False
-            self._open.skipped -= Counter({"soft labels": 1})
+            self._open.take_back("soft labels")
             self._look(logits, labels, -100)
         else:
             self._end_step(logits, labels)
@@ -257,6 +259,7 @@ class Monitor:
             every=self._schedule.every,
             overhead=self._schedule.overhead,
             mishaps=self._mishaps + (0 if self._inert else self._capture.caught),
+            kernel="torch" if self._build is None else self._build.word,
             last_error=self._last_error or self._losses.blindness or (sender.last_error if sender is not None else ""),
         )
 
@@ -329,7 +332,7 @@ class Monitor:
         if elsewhere():
             return
         try:
-            with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+            with torch.no_grad(), without_autocast(logits.device.type):
                 batch = self._capture.take(logits, labels, ignore_index, soft=self._takes_soft)
                 if isinstance(batch, str):
                     self._soft = batch == "soft labels"
@@ -346,11 +349,19 @@ class Monitor:
         self._open.skipped[why] += 1
         if why == "no features":
             self._losses.say_blind()
+        elif why == SEVERAL:
+            self._failed(
+                "soft",
+                ValueError(
+                    "expected probabilities that add up to 1 for each sample, got more; samples of several classes at"
+                    " once (multi-label) have no class, and are skipped"
+                ),
+            )
 
     def _forget(self) -> None:
         """What the open window holds was mixed: begin it again."""
         before = self._open
-        self._open = OpenWindow(exact=False, references=before.given, pads=self._pads)
+        self._open = OpenWindow(exact=False, references=before.given, pads=self._pads, build=self._build)
         self._open.steps, self._open.skipped = before.steps, before.skipped
         self._open.skipped["mixed labels"] += before.sampled_steps
         self._sampled -= before.sampled_steps
@@ -362,34 +373,29 @@ class Monitor:
         if window.empty:
             return
         self._references["train"] = window.references()
-        self._open = OpenWindow(exact=False, references=self._references["train"], pads=self._pads)
+        self._open = OpenWindow(exact=False, references=self._references["train"], pads=self._pads, build=self._build)
         had_means = bool(window.given)
         self._offer(window, split="train", epoch=self._epoch, ncc_source="previous" if had_means else "none")
 
     def _offer(
         self, window: OpenWindow, *, split: str, epoch: int, ncc_source: Literal["own", "previous", "none"]
     ) -> None:
-        decay, decay_gamma, decoupled = self._capture.decays(self._optimizer)
         closed = window.close(
-            run_id=self._run.run_id,
-            rank=self._run.rank,
-            world_size=self._run.world_size,
-            split=split,
-            epoch=max(epoch, -1),
-            step=self._steps,
-            ncc_source=ncc_source,
-            head=self._capture.head(),
-            objective=Objective(
-                weight_decay=decay,
-                weight_decay_gamma=decay_gamma,
-                decoupled_decay=decoupled,
-                plain_loss=self._losses.plain,
-            ),
-            overhead=self._schedule.overhead,
+            Ending(
+                run=self._run,
+                split=split,
+                epoch=max(epoch, -1),
+                step=self._steps,
+                time=time.time(),
+                overhead=self._schedule.overhead,
+                ncc_source=ncc_source,
+                head=self._capture.head(),
+                objective=Objective(*self._capture.decays(self._optimizer), self._losses.plain),
+            )
         )
         if self._sender is None:
             # Known from the first batch, where the caller did not say it.
-            self._run = with_classes(self._run, int(str(closed.meta["n_classes"])), self._capture.frequent)
+            self._run = with_classes(self._run, closed.n_classes, self._capture.frequent)
             self._sender = Sender(
                 endpoint=self._endpoint, run=self._run, outbox=self._outbox, log=log, level=self._level
             )
@@ -410,7 +416,7 @@ class Monitor:
             output = self._model(**inputs) if isinstance(inputs, dict) else self._model(inputs)
             self._capture.pick_up()
             self._capture.armed = False
-            with torch.autocast(device.type, enabled=False):
+            with without_autocast(device.type):
                 batch = self._capture.take(*supervised(self._model, output, labels))
             if window is not None:
                 window.steps += 1

@@ -21,6 +21,7 @@ from ncmon_client._version import __version__
 from ncmon_client.errors import ConfigError
 from ncmon_client.frequent import Frequent
 
+KERNELS = ("torch", "compiled")
 SPOOL_LEVELS = ("auto", "memory", "always", "fsync")
 POOLS = ("auto", "cls", "mean", "tokens")
 _WATCHED = itertools.count()
@@ -49,6 +50,7 @@ def check(
     overhead: float,
     pool: str,
     spool: str,
+    kernel: str,
     endpoint: str | None,
     enabled: bool,
 ) -> None:
@@ -104,6 +106,11 @@ def check(
         raise ConfigError(f"pool: expected {', '.join(POOLS[:-1])} or {POOLS[-1]}, got {pool!r}")
     if spool not in SPOOL_LEVELS:
         raise ConfigError(f"spool: expected {', '.join(SPOOL_LEVELS[:-1])} or {SPOOL_LEVELS[-1]}, got {spool!r}")
+    if kernel not in KERNELS:
+        raise ConfigError(
+            f"kernel: expected 'torch' or 'compiled', got {kernel!r}; 'compiled' needs a C compiler and costs small"
+            " batches less"
+        )
     if endpoint is not None and not (isinstance(endpoint, str) and _ENDPOINT.match(endpoint)):
         raise ConfigError(
             f"endpoint: expected ipc://PATH or tcp://HOST:PORT, got {endpoint!r}; leave it out for your own daemon"

@@ -71,12 +71,16 @@ class Pads:
         try:
             whole = free.pop()
         except IndexError:
-            whole = torch.empty(size, dtype=dtype)
+            whole = torch.empty(size, dtype=dtype, device="cpu")
         return Pad(whole, free, rows, features)
 
     def _let_go(self) -> None:
         """Let go of what is too much, of the size first that was not asked for for longest."""
-        kept = sum(len(free) * size * dtype.itemsize for (size, dtype), free in self._free.items())
+        kept = 0
+        for (size, dtype), free in self._free.items():
+            kept += len(free) * size * dtype.itemsize
+        if kept <= MAX_BYTES:
+            return
         for (size, dtype), free in self._free.items():
             while kept > MAX_BYTES and free:
                 free.popleft()

@@ -29,4 +29,6 @@ class Status:
     """Measured share of the training's time that the hook takes; None before the second step."""
     mishaps: int
     """Errors that were caught, each kind of which was said once."""
+    kernel: str
+    """What adds up the sums by class: `compiled`, or `torch` and, where another was asked for, why."""
     last_error: str

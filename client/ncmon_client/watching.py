@@ -38,6 +38,7 @@ def watch(
     overhead: float = 0.01,
     pool: str = "auto",
     spool: str = "auto",
+    kernel: Literal["torch", "compiled"] = "torch",
     endpoint: str | None = None,
     enabled: bool = True,
 ) -> Monitor:
@@ -54,8 +55,8 @@ def watch(
     num_classes, class_names : known from the first batch and from nowhere, respectively, if left out.
     first_step : training steps that the run has behind it, where this process goes on from a checkpoint. Steps that are
         trained again replace what is stored of them.
-    soft : use batches whose labels are probabilities (n, C), as mixup and distillation give them: every sample counts
-        for every class, weighted. Without it they are skipped and counted.
+    soft : use batches whose labels are probabilities (n, C), as mixup and distillation give them, or of tokens in the
+        shape of the logits: every sample counts for every class, weighted. Without it they are skipped and counted.
     window_steps : training steps after which a window closes by itself.
     every : look at one step in this many; `"auto"` keeps the cost below the share `overhead` of the training's time,
         `"never"` looks at no step: then only `measure` makes windows.
@@ -63,6 +64,9 @@ def watch(
     spool : what goes to a file on this machine's disk, to outlive this process. `"auto"`: windows that the daemon did
         not acknowledge within a second, and what is left at the end; `"always"`: every window at once, the loop waits
         for it; `"fsync"`: likewise, confirmed by the disk; `"memory"`: nothing.
+    kernel : what adds up the sums by class on the CPU. `"torch"`, or `"compiled"`: one pass over the features, made by
+        this machine's C compiler beside the training; until it is done, and where there is none, torch adds up, and
+        `status().kernel` says so.
     endpoint : the daemon's; `$NCMON_ENDPOINT` or the user's own socket by default.
     enabled : False, or `NCMON_DISABLED=1`, makes everything do nothing.
 
@@ -89,6 +93,7 @@ def watch(
         overhead=overhead,
         pool=pool,
         spool=spool,
+        kernel=kernel,
         endpoint=endpoint,
         enabled=enabled,
     )
@@ -120,4 +125,5 @@ def watch(
         spool=spool,
         first_step=first_step,
         soft=soft,
+        kernel=kernel,
     )

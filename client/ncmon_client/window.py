@@ -7,21 +7,20 @@ That is all that the training thread does. Everything in float64, and everything
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ncmon_client.accumulate import Sums
 from ncmon_client.capture import Batch
-from ncmon_client.closed import ClosedWindow, Objective
+from ncmon_client.closed import ClosedWindow, Ending
+from ncmon_client.compiled import Build
 from ncmon_client.decisions import HeadCounts, NearestCounts
 from ncmon_client.frequent import Frequent
-from ncmon_client.head import HeadParameters
 from ncmon_client.layers import CLASSIFIER_INPUT, Layer
-from ncmon_client.mixtures import Mixtures
+from ncmon_client.mixtures import Mixtures, probabilities
 from ncmon_client.moments import ClassMoments
 from ncmon_client.pads import Pads
 from ncmon_client.rows import Reference, Rows
@@ -29,14 +28,16 @@ from ncmon_client.second import MAX_SCATTER_FEATURES, basis_of
 
 LOGITS_AT_ONCE = 2**24
 """Logits whose loss is taken in one go."""
+MIXED_AT_ONCE = 2**20
+"""Of tokens with soft labels: in double precision, and several times."""
 
 
 class _Means(Mapping[str, Reference]):
     """Class means by layer, worked out when the next window asks: closing one must not hold the loop up."""
 
-    def __init__(self, sums: tuple[tuple[tuple[str, ...], Sums], ...], names: Iterable[str]) -> None:
+    def __init__(self, sums: Iterable[tuple[tuple[str, ...], Sums]], names: Collection[str]) -> None:
         self._sums = sums
-        self._names = frozenset(names)
+        self._names = names
         self._found: dict[str, Reference] = {}
 
     def __getitem__(self, name: str) -> Reference:
@@ -46,7 +47,8 @@ class _Means(Mapping[str, Reference]):
             with torch.no_grad():
                 for names, sums in self._sums:
                     self._found.update(zip(names, sums.references(), strict=True))
-            self._sums = ()
+            # The sums themselves are to be let go of.
+            self._sums, self._names = (), self._found
         return self._found[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -61,8 +63,21 @@ class OpenWindow:
     `before` those of the window before of the same split.
 
     `classifier` (C, d) are the rows of the classifier, near the span of its input's class means; `pads` lends the
-    memory for features.
+    memory for features, `build` has a compiled kernel or will have.
     """
+
+    # Of a window without a batch. One is made whenever another closes, while the loop waits: these cost it nothing.
+    steps = 0
+    sampled_steps = 0
+    _layers: tuple[Layer, ...] = ()
+    _head: HeadCounts | None = None
+    _n_classes = 0
+    _frequent: Frequent | None = None
+    _mixtures: Mixtures | None = None
+    _trained: Tensor | None = None
+    """Sum over samples of the loss that was trained."""
+    _trained_samples = 0
+    _unheard = False
 
     def __init__(
         self,
@@ -72,29 +87,17 @@ class OpenWindow:
         before: Mapping[str, Reference] | None = None,
         classifier: Tensor | None = None,
         pads: Pads | None = None,
+        build: Build | None = None,
     ) -> None:
         self.exact = exact
         self._pads = pads or Pads()
+        self._build = build
         self._before = references if before is None else before
-        self.steps = 0
-        self.sampled_steps = 0
-        self.skipped: Counter[str] = Counter()
-        self.began = time.time()
         self.given = references
         self._classifier = classifier
-        self._layers: tuple[Layer, ...] = ()
-        self._sums: list[tuple[tuple[str, ...], Sums]] = []
-        """The layers of one width, and what is added up of them."""
-        self._moments: dict[str, ClassMoments] = {}
-        self._nearest: dict[str, NearestCounts] = {}
-        self._head: HeadCounts | None = None
-        self._n_classes = 0
-        self._frequent: Frequent | None = None
-        self._mixtures: Mixtures | None = None
-        self._trained: Tensor | None = None
-        """Sum over samples of the loss that was trained."""
-        self._trained_samples = 0
-        self._unheard = False
+        self.began = time.time()
+        self.skipped: defaultdict[str, int] = defaultdict(int)
+        """Batches that could not be used, by reason."""
 
     def heard(self, loss: Tensor | None, n_samples: int) -> None:
         """Add the loss that was trained on a batch just added, a mean over its samples; None where it is not known."""
@@ -105,6 +108,12 @@ class OpenWindow:
             self._trained = torch.zeros((), dtype=torch.float64, device=loss.device)
         self._trained.add_(loss, alpha=n_samples)
         self._trained_samples += n_samples
+
+    def take_back(self, why: str) -> None:
+        """One batch that was skipped was used after all; the window that counted it may have closed."""
+        left = self.skipped.pop(why, 0) - 1
+        if left > 0:
+            self.skipped[why] = left
 
     @property
     def empty(self) -> bool:
@@ -118,16 +127,23 @@ class OpenWindow:
             self._begin(batch, layers)
         assert self._head is not None
         if batch.weights is not None:
-            predicted = self._head.update_mixed(batch.logits, batch.weights)
             self._mixtures = self._mixtures or Mixtures(batch.logits.device)
-            for names, sums in self._sums:
-                self._mixtures.add(sums, [batch.features[name] for name in names], batch.weights, predicted)
+            size = max(1, MIXED_AT_ONCE // batch.logits.shape[1])
+            for begin in range(0, len(batch.logits), size):
+                part = slice(begin, begin + size)
+                weights = probabilities(batch.weights[part])
+                decided = self._head.update_mixed(batch.logits[part], weights)
+                for names, sums in self._sums:
+                    self._mixtures.add(sums, [batch.features[name][part] for name in names], weights, decided)
             return
         # A vocabulary's logits in parts: a copy of all of them in single precision may be most of the memory left.
         size = max(1, LOGITS_AT_ONCE // batch.logits.shape[1])
-        parts = zip(torch.split(batch.logits, size), torch.split(batch.rows, size), strict=True)
-        decided = [self._head.update(logits, rows, exact=self.exact) for logits, rows in parts]
-        predicted = batch.places(decided[0] if len(decided) == 1 else torch.cat(decided))
+        if len(batch.rows) <= size:
+            decided = self._head.update(batch.logits, batch.rows, exact=self.exact)
+        else:
+            parts = zip(torch.split(batch.logits, size), torch.split(batch.rows, size), strict=True)
+            decided = torch.cat([self._head.update(logits, rows, exact=self.exact) for logits, rows in parts])
+        predicted = batch.places(decided)
         rows = Rows(batch.places(batch.rows), self._n_classes)
         for names, sums in self._sums:
             sums.update([batch.features[name] for name in names], rows, predicted)
@@ -141,7 +157,7 @@ class OpenWindow:
 
     def references(self) -> Mapping[str, Reference]:
         """Return the class means of this window, by layer, on the device; nothing is added to it afterwards."""
-        return _Means(tuple(self._sums), self._moments)
+        return _Means(self._sums, self._moments)
 
     def forget_decisions(self) -> None:
         """Drop the nearest-class decisions: they are taken again by the window's own means."""
@@ -152,6 +168,10 @@ class OpenWindow:
 
     def _begin(self, batch: Batch, layers: tuple[Layer, ...]) -> None:
         self._layers = layers
+        self._sums: list[tuple[tuple[str, ...], Sums]] = []
+        """The layers of one width, and what is added up of them."""
+        self._moments: dict[str, ClassMoments] = {}
+        self._nearest: dict[str, NearestCounts] = {}
         self._frequent = batch.frequent
         self._n_classes = batch.logits.shape[1] if batch.frequent is None else len(batch.frequent.ids)
         device = batch.logits.device
@@ -173,6 +193,7 @@ class OpenWindow:
                 bases=[self._basis(name, width) for name in names],
                 before=[self._before.get(name) for name in names],
                 pads=self._pads,
+                build=self._build,
             )
             self._sums.append((tuple(names), sums))
             self._moments.update(zip(names, sums.members, strict=True))
@@ -191,51 +212,22 @@ class OpenWindow:
             vectors.append(self._classifier)
         return basis_of(torch.cat([part.double() for part in vectors])) if vectors else None
 
-    def close(
-        self,
-        *,
-        run_id: str,
-        rank: int,
-        world_size: int,
-        split: str,
-        epoch: int,
-        step: int,
-        ncc_source: str,
-        head: HeadParameters,
-        objective: Objective,
-        overhead: float | None,
-    ) -> ClosedWindow:
-        """End the window; nothing is added afterwards."""
+    def close(self, ending: Ending) -> ClosedWindow:
+        """End the window; nothing is added afterwards. What has to be worked out is, when it is sealed."""
         assert self._head is not None
-        if self._frequent is not None:
-            head, objective = HeadParameters(name=head.name), replace(objective, plain_loss=False)
-        if self._mixtures is not None:
-            objective = replace(objective, plain_loss=False)
         return ClosedWindow(
-            frequent=self._frequent,
-            meta={
-                "run_id": run_id,
-                "rank": rank,
-                "world_size": world_size,
-                "split": split,
-                "epoch": epoch,
-                "step": step,
-                "steps": self.steps,
-                "sampled_steps": self.sampled_steps,
-                "time": time.time(),
-                "duration_s": time.time() - self.began,
-                "exact": self.exact,
-                "ncc_source": ncc_source if self._nearest else "none",
-                "n_classes": self._n_classes,
-                "skipped_batches": dict(self.skipped),
-                "overhead": overhead,
-            },
+            ending=ending,
+            began=self.began,
+            steps=self.steps,
+            sampled_steps=self.sampled_steps,
+            skipped=self.skipped,
+            exact=self.exact,
+            n_classes=self._n_classes,
             layers=self._layers,
             sums=[sums for _, sums in self._sums],
             moments=self._moments,
             nearest=self._nearest,
             counts=self._head,
-            head=head,
-            objective=objective,
+            frequent=self._frequent,
             trained=None if self._unheard or self._trained is None else (self._trained, self._trained_samples),
         )

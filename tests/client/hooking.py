@@ -98,13 +98,11 @@ def two_pass(features: Tensor, labels: Tensor, n_classes: int) -> dict[str, Any]
         mean = mine.mean(axis=0)
         out["class_counts"][c] = len(mine)
         out["class_means"][c] = mean
-        for row in mine:
-            norm = np.sqrt((row**2).sum())
-            out["within_sq"][c] += ((row - mean) ** 2).sum()
-            out["norm_sums"][c] += norm
-            out["norm_sq_sums"][c] += norm**2
-            if norm > 0:
-                out["unit_sums"][c] += row / norm
-            scatter += np.outer(row - mean, row - mean)
+        norms = np.sqrt((mine**2).sum(axis=1))
+        out["within_sq"][c] = ((mine - mean) ** 2).sum()
+        out["norm_sums"][c] = norms.sum()
+        out["norm_sq_sums"][c] = (norms**2).sum()
+        out["unit_sums"][c] = (mine[norms > 0] / norms[norms > 0, None]).sum(axis=0)
+        scatter += (mine - mean).T @ (mine - mean)
     out["within_scatter"] = scatter
     return out

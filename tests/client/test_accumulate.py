@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ncmon_client.accumulate import Sums, alone
 from ncmon_client.decisions import HeadCounts, NearestCounts, nearest
-from ncmon_client.kernels import add_by_class, kernel_for
+from ncmon_client.kernels import Room, add_by_class, kernel_for
 from ncmon_client.moments import ClassMoments
 from ncmon_client.pads import Pads
 from ncmon_client.rows import Reference, Rows
@@ -231,7 +231,9 @@ def test_every_kernel_gives_the_same_sums(kernel: str, n_layers: int) -> None:
     for part in (slice(0, 200), slice(200, 300)):
         batch = Rows(rows[part], 4)
         x = features[:, part].reshape(-1, features.shape[2])
-        add_by_class(sums, x, inverse[:, part].contiguous(), batch, batch.stacked(n_layers), kernel, Pads())  # type: ignore[arg-type]
+        room = Room(n_layers, len(batch), torch.float32, CPU)
+        room.inverse.copy_(inverse[:, part])
+        add_by_class(sums, x, room, batch, batch.stacked(n_layers), kernel, Pads())  # type: ignore[arg-type]
     for layer in range(n_layers):
         for c in range(5):
             mine = features[layer][rows == c].double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from ncmon import ingest
 from ncmon.evaluate import evaluate
-from ncmon_client import mixtures, wire
+from ncmon_client import mixtures, window, wire
 from ncmon_client.accumulate import Sums
 from ncmon_client.rows import Rows
 from tests.client.hooking import batch, mlp, place, recorded
@@ -44,13 +45,13 @@ def weighted(h: Tensor, p: Tensor) -> dict[str, Any]:
         out["counts"][c] = sum(weights[i, c] for i in range(len(features)))
         mean = sum(weights[i, c] * features[i] for i in range(len(features))) / out["counts"][c]
         out["class_means"][c] = mean
+        out["scatter"] += (weights[:, c, None] * (features - mean)).T @ (features - mean)
         for row, weight in zip(features, weights[:, c], strict=True):
-            norm = math.sqrt(sum(row * row))
-            out["within_sq"][c] += weight * sum((row - mean) ** 2)
+            norm = math.sqrt(row @ row)
+            out["within_sq"][c] += weight * ((row - mean) @ (row - mean))
             out["norm_sums"][c] += weight * norm
             out["norm_sq_sums"][c] += weight * norm**2
             out["unit_sums"][c] += weight * row / norm if norm > 0 else 0
-            out["scatter"] += weight * np.outer(row - mean, row - mean)
     return out
 
 
@@ -228,3 +229,78 @@ def test_without_asking_soft_labels_are_skipped_and_labels_of_another_shape_alwa
         monitor.observe(model(x), y)
         monitor.epoch(0)
         assert recorder.windows()[0][0].skipped_batches == {"soft labels": 1}
+
+
+class Tagger(nn.Module):
+    """Tokens in, logits of every token out."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 8)])
+        self.head = nn.Linear(8, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("n_classes", [3, 5])
+@pytest.mark.parametrize("order", ["classes second", "observed as they are", "observed, turned"])
+def test_tokens_with_soft_labels_are_samples_of_their_own(order: str, n_classes: int) -> None:
+    """Five tokens: with five classes shapes do not tell them apart. Some tokens are padding, without any weight."""
+    model, criterion = Tagger(n_classes), nn.CrossEntropyLoss()
+    x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(1))
+    soft = labels_of("distilled", torch.zeros(30, dtype=torch.int64), n_classes).view(6, 5, n_classes)
+    soft[2:, 3:] = 0
+    told = order != "classes second"
+    monitor, recorder = recorded(model, None if told else criterion, soft=True, pool="tokens")
+    seen: list[Tensor] = []
+    model.head.register_forward_hook(lambda module, args, output: seen.append(args[0].detach().flatten(0, 1)))
+    for _ in range(2):
+        logits = model(x)
+        if order == "observed as they are":
+            monitor.observe(logits, soft)
+        elif told:
+            monitor.observe(logits.transpose(1, 2).contiguous(), soft.transpose(1, 2))
+        else:
+            criterion(logits.transpose(1, 2), soft.transpose(1, 2)).backward()
+    monitor.epoch(0)
+    meta, arrays = recorder.windows()[0]
+    assert meta.skipped_batches == {}
+    at, truth = place(meta, "classifier-input"), weighted(torch.cat(seen), soft.flatten(0, 1).repeat(2, 1))
+    scale = np.rint(truth["counts"]) / truth["counts"]
+    np.testing.assert_array_equal(arrays[at, "class_counts"], np.rint(truth["counts"]))
+    np.testing.assert_allclose(arrays[at, "class_means"], truth["class_means"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(arrays[at, "within_sq"], scale * truth["within_sq"], rtol=2e-5)
+    assert arrays[-1, "label_counts"].tolist() == np.rint(truth["counts"]).tolist()
+
+
+def test_many_soft_labels_are_worked_on_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for size in (window.MIXED_AT_ONCE, 21):
+        monkeypatch.setattr(window, "MIXED_AT_ONCE", size)
+        found.append(trained("mixup")[0])
+    for (_, one), (_, other) in zip(*found, strict=True):
+        for key in one:
+            np.testing.assert_allclose(one[key], other[key], rtol=1e-5, atol=1e-5, err_msg=str(key))
+
+
+def test_samples_of_several_classes_are_skipped_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = mlp()
+    monitor, recorder = recorded(model, soft=True)
+    x, y = batch()
+    several = functional.one_hot(y, 3).float()
+    several[::2, 0] = 1
+    with caplog.at_level(logging.WARNING, logger="ncmon_client"):
+        for _ in range(3):
+            monitor.observe(model(x), several)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert "expected probabilities that add up to 1 for each sample, got more" in said[0]
+    assert "are skipped (training goes on)" in said[0]
+    assert monitor.status().mishaps == 3
+    monitor.observe(model(x), labels_of("mixup", y))
+    monitor.epoch(0)
+    assert recorder.windows()[0][0].skipped_batches == {"samples of several classes": 3}

@@ -104,6 +104,22 @@ def test_token_classification_however_the_loss_is_called(order: str) -> None:
     assert (-1, "weight") in found[1]
 
 
+def test_as_many_tokens_as_classes_are_told_apart_by_the_classifiers_own_output() -> None:
+    model, criterion = Encoder("tokens", n_classes=6), nn.CrossEntropyLoss()
+    x, y = torch.randn(4, 5, 4), torch.randint(0, 6, (4, 6))
+    for observed in (True, False):
+        monitor, recorder = recorded(model, None if observed else criterion, pool="tokens")
+        logits = model(x)
+        if observed:
+            monitor.observe(logits, y)
+        else:
+            criterion(logits.transpose(1, 2), y)
+        monitor.close()
+        found = only(recorder)
+        agrees(found, CLASSIFIER_INPUT, model.features(x)[-1].flatten(0, 1), y.flatten(), 6)
+        assert (-1, "weight") in found[1]
+
+
 def test_a_language_model_predicts_the_next_token() -> None:
     """The loss takes logits[:, :-1]: the features are those of the same positions."""
     torch.manual_seed(0)
@@ -334,6 +350,20 @@ def test_hard_labels_said_beside_soft_ones_are_used() -> None:
     found = only(recorder)
     assert (found[0].steps, found[0].sampled_steps, found[0].skipped_batches) == (3, 3, {})
     assert found[1][-1, "label_counts"].sum() == 3 * 24
+
+
+def test_hard_labels_said_after_their_window_has_closed_count_in_the_next_one() -> None:
+    """The second step's soft labels close the window of two steps; its hard labels come a moment later."""
+    model, criterion = mlp(), nn.CrossEntropyLoss()
+    monitor, recorder = recorded(model, criterion, window_steps=2)
+    x, y = batch()
+    criterion(model(x), y)
+    logits = model(x)
+    criterion(logits, functional.one_hot(y, 3).float())
+    monitor.observe(logits, y)
+    monitor.epoch(0)
+    assert [meta.skipped_batches for meta, _ in recorder.windows()] == [{"soft labels": 1}, {}]
+    assert monitor.status().mishaps == 0
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -60,6 +60,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"overhead": float("nan")}, "overhead: expected a share of the training's time between 0 and 1, got nan"),
     ({"pool": "max"}, "pool: expected auto, cls, mean or tokens, got 'max'"),
     ({"pool": None}, "pool: expected auto, cls, mean or tokens, got None"),
+    ({"kernel": "fast"}, "kernel: expected 'torch' or 'compiled', got 'fast'; 'compiled' needs a C compiler"),
     ({"spool": "disk"}, "spool: expected auto, memory, always or fsync, got 'disk'"),
     (
         {"endpoint": "localhost:5555"},
