@@ -25,10 +25,19 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ncmon import config, packing
-from ncmon.bounds import BOUNDS
-from ncmon.detail import BOUNDED, BOUNDED_PAIRS, LAYER_TABLE, Detail, bounds_split, main_split, read_detail
+from ncmon.detail import (
+    BOUNDED,
+    BOUNDED_PAIRS,
+    CLASS_ARRAYS,
+    CLASS_HISTORY,
+    LAYER_TABLE,
+    Detail,
+    bounds_split,
+    main_split,
+    read_detail,
+)
 from ncmon.errors import NcmonError, NotFound, StoreError, UsageError
-from ncmon.metrics import METRICS, by_name
+from ncmon.metrics import by_name
 from ncmon.model import CLASSIFIER_INPUT, Alert, FloatArray, Run
 from ncmon.store.arrivals import Arrival, arrivals, last_arrival
 from ncmon.store.edit import Editor
@@ -343,23 +352,21 @@ class Feed:
         except NotFound:
             return {}
         more = BOUNDED if selection.view == "bounds" else ()
-        detail = read_detail(run, selection.layer, self._cache.memory, step=selection.step, more=more)
+        arrays = CLASS_ARRAYS.get(selection.view, ())
+        detail = read_detail(run, selection.layer, self._cache.memory, step=selection.step, more=more, arrays=arrays)
         parts: dict[str, Any] = {"detail": detail}
         split = selection.split if selection.split in detail.splits else main_split(detail.splits)
         if selection.view == "layers":
             parts["layers"] = layer_part(run, selection.metric, split, LAYER_TABLE, selection.step, self._cache)
         elif selection.view == "classes" and detail.layer is not None:
-            names = [metric.name for metric in METRICS if metric.scope == "class"]
-            names += [bound.name for bound in BOUNDS if bound.scope == "class"]
             parts["classes"] = class_part(
                 run,
                 detail.layer.name,
                 split,
-                names,
+                CLASS_HISTORY,
                 selection.index,
                 selection.step,
                 self._cache,
-                latest=detail.latest.get(split),
             )
         elif selection.view == "bounds" and detail.layer is not None:
             wanted_split = selection.split or bounds_split(detail)

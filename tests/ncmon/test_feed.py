@@ -56,7 +56,7 @@ def test_a_snapshot_holds_runs_and_the_newest_in_full(tmp_path: Path) -> None:
     path = tmp_path / "f.db"
     write(path, range(4))
     with feed(path) as source:
-        snapshot = source.read(Selection())
+        snapshot = source.read(Selection(view="overview"))
     assert snapshot.source is SourceState.LIVE
     assert snapshot.counters == {"stored": 3}
     (summary,) = snapshot.runs

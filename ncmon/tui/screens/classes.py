@@ -17,7 +17,7 @@ from ncmon.store.screens import ClassPart
 from ncmon.tui import palette
 from ncmon.tui.format import cosine, number, percent, printable
 from ncmon.tui.look import AXES, CLASS_SORTS, Look
-from ncmon.tui.plots import framed, moment, timeline, x_of, x_values
+from ncmon.tui.plots import framed, moment, timeline, x_of
 from ncmon.tui.raster import Scale
 from ncmon.tui.screens.base import OneRunScreen, Sheet, shown_split
 from ncmon.tui.verdicts import ROUNDING
@@ -258,15 +258,14 @@ def pair_picture(part: ClassPart, run: Run, index: int) -> HeatPicture:
 def history(part: ClassPart, run: Run, look: Look) -> Picture:
     """Return one class over time: what is measured within it and to its nearest class, and what is certified."""
     name = printable(run.class_name(part.index))[:16]
-    x = x_values(run, AXES[look.axis], part.history_step, part.history_epoch, part.history_time)
     lines = [
-        Line(name=title, x=x, y=part.history[metric], style=style, pattern=pattern)
+        Line(name=title, x=x_of(columns, run, look), y=columns.value, style=style, pattern=pattern)
         for metric, title, style, pattern in (
             ("intra_cos", "intra", palette.SERIES[0], palette.PATTERNS[0]),
             ("nearest_cos", "nearest", palette.SERIES[1], palette.PATTERNS[1]),
             ("cert_intra", "certified", palette.BOUND, palette.PATTERNS[2]),
         )
-        if metric in part.history and len(x)
+        if (columns := part.history.get(metric)) is not None and len(columns)
     ]
     low = min([-0.2, *(float(np.nanmin(line.y)) for line in lines if np.isfinite(line.y).any())])
     target = target_of("nearest_cos", run.n_classes) if run.n_classes > 1 else None
