@@ -11,7 +11,8 @@ lost.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,16 +122,87 @@ def m4(x: FloatArray, y: FloatArray, *, low: float, high: float, columns: int) -
     return np.array(sorted(kept), dtype=np.int64)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """A line as it was drawn: a point that comes lights a few more of its pixels, and the rest stays."""
+
+    x: FloatArray
+    y: FloatArray
+    across: Scale
+    up: Scale
+    style: str
+    pixels: NDArray[np.bool_]
+    """(height, width) those that the line passes, before its pattern leaves some out."""
+    points: int
+    """How many of the points are no gap."""
+    bits: NDArray[np.uint8]
+    """(rows, columns) of its braille cells."""
+
+    def goes_on(self, other: Trace) -> bool:
+        """Return whether another line, in the same frame, begins with this one."""
+        known = self.x.size
+        return (
+            known <= other.x.size
+            and (self.across, self.up, self.style) == (other.across, other.up, other.style)
+            and self.pixels.shape == other.pixels.shape
+            and np.array_equal(self.x, other.x[:known])
+            and np.array_equal(self.y, other.y[:known], equal_nan=True)
+        )
+
+
+def traced(
+    x: FloatArray,
+    y: FloatArray,
+    *,
+    across: Scale,
+    up: Scale,
+    columns: int,
+    rows: int,
+    style: str = SOLID,
+    before: Trace | None = None,
+) -> Trace:
+    """Return a line drawn on two scales; of one that goes on from `before` only what came since is drawn.
+
+    x ascends, NaN in y is a gap. Long histories are thinned first.
+    """
+    pixels = np.zeros((DOTS_Y * rows, DOTS_X * columns), dtype=bool)
+    bits = np.zeros((rows, columns), dtype=np.uint8)
+    found = Trace(x=x, y=y, across=across, up=up, style=style, pixels=pixels, points=0, bits=bits)
+    first = 0
+    if before is not None and before.goes_on(found):
+        if before.x.size == x.size:
+            return before
+        pixels[:] = before.pixels
+        first = max(before.x.size - 1, 0)  # from the last point that is there the line goes on
+    else:
+        before = None
+    if not (columns and rows):
+        return found
+    px = across.place(x[first:].astype(np.float64))
+    kept = m4(px, y[first:], low=0.0, high=1.0, columns=DOTS_X * columns)
+    py = up.place(y[first:][kept])
+    points = _light(pixels, px[kept], py)
+    if before is not None:
+        points += before.points - int(np.isfinite(py[:1]).sum())
+    return replace(found, points=points, bits=_patterned(pixels, style, lone=points == 1))
+
+
 def draw_line(px: FloatArray, py: FloatArray, *, columns: int, rows: int, style: str = SOLID) -> NDArray[np.uint8]:
     """Return the braille bits (rows, columns) of one line.
 
     px, py in [0, 1], y upwards; NaN in py is a gap; a point between two gaps is one dot. What lies outside is clipped
     to the border, so that a line that leaves the picture stays visible there.
     """
-    width, height = DOTS_X * columns, DOTS_Y * rows
-    pixels = np.zeros((height, width), dtype=bool)
     if not (columns and rows):
         return np.zeros((rows, columns), dtype=np.uint8)
+    pixels = np.zeros((DOTS_Y * rows, DOTS_X * columns), dtype=bool)
+    points = _light(pixels, px, py)
+    return _patterned(pixels, style, lone=points == 1)
+
+
+def _light(pixels: NDArray[np.bool_], px: FloatArray, py: FloatArray) -> int:
+    """Light the pixels of a line, and return how many points it has."""
+    height, width = pixels.shape
     xs = np.clip(px, 0.0, 1.0) * (width - 1)
     ys = (1.0 - np.clip(py, 0.0, 1.0)) * (height - 1)
     good = np.isfinite(xs) & np.isfinite(ys)
@@ -138,17 +210,18 @@ def draw_line(px: FloatArray, py: FloatArray, *, columns: int, rows: int, style:
     both = np.flatnonzero(good[:-1] & good[1:])
     if both.size:
         _segments(pixels, xs[both], ys[both], xs[both + 1], ys[both + 1])
+    return int(np.count_nonzero(good))
+
+
+def _patterned(pixels: NDArray[np.bool_], style: str, *, lone: bool) -> NDArray[np.uint8]:
+    """Return the braille bits of a line; a lone point must not fall into a hole of the pattern."""
     pattern = _PATTERNS[style]
-    if len(pattern) > 1:
-        on = np.resize(np.array(pattern, dtype=bool), width)
-        # A lone point must not fall into a hole of the pattern.
-        lone = np.zeros(width, dtype=bool)
-        if good.sum() == 1:
-            lone[:] = True
-        pixels &= on | lone
+    if len(pattern) > 1 and not lone:
+        pixels = pixels & np.resize(np.array(pattern, dtype=bool), pixels.shape[1])
     return _cells(pixels)
 
 
+@lru_cache(maxsize=64)
 def draw_level(py: float, *, columns: int, rows: int, style: str = DOTTED) -> NDArray[np.uint8]:
     """Return the braille bits of a horizontal line, none when it lies outside."""
     if not 0.0 <= py <= 1.0:
