@@ -124,7 +124,8 @@ WHERE d.window_key IN ({", ".join("?" * len(some))})""",  # noqa: S608 the name 
                 column[row_of[layer]] = value
     nothing = np.full(len(layers), np.nan)
     cache.rows = {window: known.get(window, nothing) for window in wanted}
-    values = np.array(list(cache.rows.values())).reshape(len(wanted), len(layers)).T
+    # Row by row in memory, as it is looked at.
+    values = np.ascontiguousarray(np.array(list(cache.rows.values())).reshape(len(wanted), len(layers)).T)
     columns = {name: np.full(len(layers), np.nan) for name in table}
     named = [name for name in table if name in stored]
     if moment >= 0 and named:

@@ -242,6 +242,13 @@ def sparkline(values: FloatArray, width: int, *, log: bool = True, ascii: bool =
 
     A range of less than `FLAT` times its least value is widened: what hardly moves shall look so.
     """
+    # Of twenty runs one has a new value: the others' is known.
+    return _sparkline(values.astype(np.float64).tobytes(), width, log, ascii)
+
+
+@lru_cache(maxsize=1024)
+def _sparkline(data: bytes, width: int, log: bool, ascii: bool) -> str:
+    values = np.frombuffer(data, dtype=np.float64)
     levels = "_.-~=*#@" if ascii else "▁▂▃▄▅▆▇█"
     shown = values[np.linspace(0, len(values) - 1, min(width, len(values))).round().astype(int)]
     known = shown[np.isfinite(shown) & (shown > 0 if log else True)]

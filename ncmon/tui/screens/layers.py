@@ -189,8 +189,8 @@ def heat_picture(part: LayerPart, layer: str, *, following: bool) -> HeatPicture
     """Return the picture layers x time: the nearer to collapse, the farther right on the scale."""
     metric = by_name(part.metric)
     log = part.metric.startswith(("nc1", "nc2"))
-    finite = part.values[np.isfinite(part.values)]
-    if log or not finite.size:
+    finite = part.values[:0] if log else part.values[np.isfinite(part.values)]
+    if not finite.size:
         scale = scale_of([part.values], log=log)
     elif part.metric.startswith("in"):
         scale = Scale(low=min(-0.2, float(np.floor(finite.min() * 10) / 10)), high=1.0)
