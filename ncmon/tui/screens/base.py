@@ -92,9 +92,10 @@ class DataScreen(Screen[None]):
 
     def again(self) -> None:
         """Draw what there is, as soon as there are widgets to draw on; the footer is the last of them."""
-        if (snapshot := self.ncmon.shown) is not None and self.query(Foot):
+        if (snapshot := self.ncmon.shown) is not None:
             # While the application ends, widgets go one by one and a last snapshot may still come.
             with contextlib.suppress(NoMatches):
+                self.query_one("#foot")
                 self.show(snapshot)
 
     def on_screen_resume(self) -> None:

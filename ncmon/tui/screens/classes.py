@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from ncmon.feed import Snapshot, target_of
 from ncmon.model import CLASSIFIER_INPUT, FloatArray, Run
 from ncmon.store.screens import ClassPart
 from ncmon.tui import palette
-from ncmon.tui.format import cosine, number, percent, printable
+from ncmon.tui.format import cosine, number, percent, printable, width
 from ncmon.tui.look import AXES, CLASS_SORTS, Look
 from ncmon.tui.plots import framed, moment, timeline, x_of
 from ncmon.tui.raster import Scale
@@ -129,7 +130,7 @@ class ClassesScreen(OneRunScreen):
         if chart.styles.height is None or str(chart.styles.height) != str(below):
             chart.styles.height = below
             self.call_after_refresh(self.again)
-        names = min(max(len(run.class_name(i)) for i in range(run.n_classes)), 8) + 2
+        names = min(_longest(_names(run.n_classes, run.class_names)), 8) + 2
         room = self.size.width * 9 // 20
         each = next((cell for cell in (4, 3, 2) if names + run.n_classes * cell + 1 <= room), 2)
         wanted = min(max(names + run.n_classes * each + 2, 36), room)
@@ -226,6 +227,11 @@ def _names(count: int, given: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(printable(given[i]) if i < len(given) else str(i) for i in range(count))
 
 
+@lru_cache(maxsize=4)
+def _longest(names: tuple[str, ...]) -> int:
+    return max(map(width, names), default=0)
+
+
 def pair_picture(part: ClassPart, run: Run, index: int) -> HeatPicture:
     """Return the picture classes x classes: the cosines between classes, within them on the diagonal."""
     count = run.n_classes
@@ -278,18 +284,19 @@ def history(part: ClassPart, run: Run, look: Look) -> Picture:
 
 def _cells(part: ClassPart, run: Run, index: int) -> list[Cell]:
     def at(name: str) -> float:
-        return float(_of(part, name, run.n_classes)[index])
+        found = part.arrays.get(name)
+        return float(found[index]) if found is not None and len(found) == run.n_classes else float("nan")
 
     intra, bound, nearest = at("intra_cos"), at("cert_intra"), at("nearest_class")
-    other = "-" if np.isnan(nearest) else printable(run.class_name(int(nearest)))
-    if np.isnan(bound):
+    other = "-" if math.isnan(nearest) else printable(run.class_name(int(nearest)))
+    if math.isnan(bound):
         certified: Cell = ("x no" if "cert_intra" in part.arrays else "-", palette.DIM)
     elif intra - bound < -ROUNDING:
         certified = (f"! {bound:.3f}", palette.BAD)
     else:
         certified = (f"= {bound:.3f}", palette.GOOD)
     close = at("nearest_cos")
-    confused = not np.isnan(close) and close > intra
+    confused = close > intra
     return [
         (printable(run.class_name(index)), palette.NULL),
         (cosine(intra), palette.NULL),
@@ -299,7 +306,7 @@ def _cells(part: ClassPart, run: Run, index: int) -> list[Cell]:
         (percent(at("class_accuracy")), palette.NULL),
         (number(at("class_loss"), 7), palette.NULL),
         (cosine(at("nc3_cos_class")), palette.NULL),
-        ("-" if np.isnan(at("count")) else f"{at('count'):.0f}", palette.DIM),
+        ("-" if math.isnan(at("count")) else f"{at('count'):.0f}", palette.DIM),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -185,6 +186,11 @@ class LayersScreen(OneRunScreen):
         return ("index", "layer", *names), rows
 
 
+@lru_cache(maxsize=4)
+def _names(layers: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(printable, layers))
+
+
 def heat_picture(part: LayerPart, layer: str, *, following: bool) -> HeatPicture:
     """Return the picture layers x time: the nearer to collapse, the farther right on the scale."""
     metric = by_name(part.metric)
@@ -202,7 +208,7 @@ def heat_picture(part: LayerPart, layer: str, *, following: bool) -> HeatPicture
         values=part.values,
         scale=scale,
         flip=metric.better == "lower",
-        row_names=[printable(name) for name in part.layers],
+        row_names=_names(part.layers),
         ticks=_ticks(part),
         row=part.layers.index(layer) if layer in part.layers else -1,
         column=-1 if following else part.place,

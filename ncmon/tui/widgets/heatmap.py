@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -140,7 +141,7 @@ def layout(picture: HeatPicture, width: int, height: int, *, half: bool) -> Layo
     top = 1 + (bool(picture.column_names) and height > 3)
     axis = bool(picture.ticks) and height > 3
     room = max(height - top - axis, 1)
-    names = max(map(cell_width, picture.row_names), default=0)
+    names = _widest(tuple(picture.row_names))
     left = min(names, max(width // 5, 3)) + 2
     space = max(width - left - 1, 1)
     halved = half and n_rows > room
@@ -187,6 +188,12 @@ class Drawn:
         )
 
 
+@lru_cache(maxsize=8)
+def _widest(names: tuple[str, ...]) -> int:
+    """Return the width of the widest name. Names stay while values come."""
+    return max(map(cell_width, names), default=0)
+
+
 def heat_rows(picture: HeatPicture, width: int, height: int, *, ink: Ink = "colour") -> list[Row]:
     """Return the rows of a map of this size."""
     return drawn(picture, width, height, ink=ink)[0]
@@ -218,9 +225,7 @@ def drawn(
         cells = heat.levels(pooled, picture.scale, count, flip=picture.flip)[:, which]
     if grid.top > 1:
         rows.append(_column_heading(picture, grid))
-    stays = np.zeros(len(cells), dtype=bool)
-    if before is not None and before.cells.shape == cells.shape:
-        stays = (before.cells == cells).all(axis=1)
+    stays = _alike(before.cells, cells) if before is not None else np.zeros(len(cells), dtype=np.int64)
     marked = _place(grid.row_of, picture.row)
     lines: list[Row] = []
     for y in range(grid.lines):
@@ -238,18 +243,34 @@ def drawn(
             f"{'▸' if begins else ' '}{fit(name, grid.left - 2)} ",
             palette.BOLD if here else palette.DIM,
         )
-        if before is not None and stays[first : first + 1 + grid.half].all():
-            old = before.rows[y]
+        same = int(stays[first : first + 1 + grid.half].min())
+        old = before.rows[y] if before is not None else ()
+        if same == cells.shape[1] == (before.cells.shape[1] if before is not None else -1):
             lines.append(old if old[0] == label else (label, *old[1:]))
             continue
-        below = cells[first + 1] if grid.half and first + 1 < len(cells) else None
-        lines.append((label, *_line(cells[first], below, grid.half, ink)))
+        kept: list[Span] = [label]
+        at = 0
+        # The last piece that stays may have grown.
+        for span in old[1:]:
+            if at + len(span[0]) >= same:
+                break
+            kept.append(span)
+            at += len(span[0])
+        below = cells[first + 1, at:] if grid.half and first + 1 < len(cells) else None
+        lines.append((*kept, *_line(cells[first, at:], below, grid.half, ink)))
     rows += lines
     if grid.axis:
         rows.append(_axis(picture, grid))
     return rows, Drawn(
         picture=picture, grid=grid, ink=ink, starts=starts, columns=columns, cells=cells, rows=tuple(lines)
     )
+
+
+def _alike(old: IntArray, new: IntArray) -> IntArray:
+    """Return up to which character the rows of cells are the same."""
+    common = min(old.shape[1], new.shape[1])
+    differs = old[:, :common] != new[:, :common]
+    return np.where(differs.any(axis=1), differs.argmax(axis=1), common)
 
 
 def _pooled_columns(picture: HeatPicture, starts: IntArray, before: Drawn | None) -> FloatArray:
