@@ -221,6 +221,8 @@ class Feed:
         self._database = database
         self._clock = clock
         self._ask = ask or _ask
+        self._answered: dict[str, Any] | None = None
+        """What the daemon said when it was asked last, None if nothing."""
         self._store: Store | None = None
         self._opened: Path | None = None
         self._seen: tuple[Any, ...] = ()
@@ -246,7 +248,7 @@ class Feed:
         """Return what there is now. Never raises for what a database or a daemon does: the snapshot says it."""
         if self._endpoint is not None and config.is_tcp(self._endpoint):
             return self._read_remote(self._endpoint, selection)
-        status = self._ask(self._endpoint) if self._endpoint is not None else None
+        status = self._asked(self._endpoint) if self._endpoint is not None else None
         if status is not None:
             source, database = SourceState.LIVE, Path(str(status["database"]))
         else:
@@ -284,6 +286,15 @@ class Feed:
             **parts,
         )
         return self._last
+
+    def _asked(self, endpoint: str) -> dict[str, Any] | None:
+        """Return what the daemon says of itself; one that answered before may be late once, for it has work to do."""
+        said = self._ask(endpoint)
+        if said is None and self._answered is not None:
+            said, self._answered = self._answered, None
+        else:
+            self._answered = said
+        return said
 
     def acknowledge(self, alert: Alert, database: Path | None) -> None:
         """Say that an alert was seen, to the database or to a daemon on another machine; raises `NcmonError`."""

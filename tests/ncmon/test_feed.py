@@ -103,6 +103,17 @@ def test_without_a_daemon_its_database_is_shown_and_the_state_says_so(
     assert snapshot.error == ""
 
 
+def test_a_daemon_that_is_late_once_is_not_down(tmp_path: Path) -> None:
+    path = tmp_path / "f.db"
+    write(path, range(2))
+    up = {"database": str(path), "counters": {"stored": 3}}
+    answers = iter([up, None, up, None, None, None, up])
+    with Feed(endpoint="ipc:///x/s", database=path, clock=lambda: NOW, ask=lambda endpoint: next(answers)) as source:
+        said = [source.read(Selection()).source for _ in range(7)]
+    live, down = SourceState.LIVE, SourceState.DOWN
+    assert said == [live, live, live, live, down, down, live]
+
+
 def test_no_daemon_and_no_database_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCMON_DB", str(tmp_path / "none.db"))
     with feed(None, alive=False) as source:

@@ -32,7 +32,7 @@ from ncmon.tui.widgets.status import Text
 from ncmon.tui.widgets.table import Cell, Column, Table
 
 COLUMNS = (
-    Column(title="QUANTITY", width=15, rank=0, right=False, grows=True),
+    Column(title="QUANTITY", width=15, rank=0, right=False, grows=True, most=40),
     Column(title="MEASURED", width=8, rank=1),
     Column(title="BOUND", width=10, rank=1, right=False),
     Column(title="SLACK", width=7, rank=2),

@@ -20,7 +20,7 @@ from ncmon.tui.format import cosine, number, percent, printable, width
 from ncmon.tui.look import AXES, CLASS_SORTS, Look
 from ncmon.tui.plots import framed, moment, timeline, x_of
 from ncmon.tui.raster import Scale
-from ncmon.tui.screens.base import OneRunScreen, Sheet, shown_split
+from ncmon.tui.screens.base import OneRunScreen, Sheet, shown_split, whole
 from ncmon.tui.verdicts import ROUNDING
 from ncmon.tui.widgets.chart import Chart, Level, Line, Picture
 from ncmon.tui.widgets.heatmap import HeatMap, HeatPicture
@@ -29,10 +29,10 @@ from ncmon.tui.widgets.status import Text
 from ncmon.tui.widgets.table import Cell, Column, Table
 
 COLUMNS = (
-    Column(title="CLASS", width=6, rank=0, right=False, grows=True),
+    Column(title="CLASS", width=6, rank=0, right=False, grows=True, most=24),
     Column(title="INTRA", width=6, rank=0),
     Column(title="CERTIFIED", width=9, rank=2, right=False),
-    Column(title="NEAREST", width=7, rank=1, right=False, grows=True),
+    Column(title="NEAREST", width=7, rank=1, right=False, grows=True, most=24),
     Column(title="COS", width=6, rank=1),
     Column(title="ACC%", width=5, rank=3),
     Column(title="LOSS", width=7, rank=4),
@@ -119,7 +119,8 @@ class ClassesScreen(OneRunScreen):
             picture = history(part, run, self.ncmon.look)
             cursor = moment(detail, snapshot.selection, self.ncmon.look)
             chart.show(framed(picture, self.ncmon.look, cursor=cursor, zoom=self.ncmon.zoom))
-        self.query_one("#classes-note", Text).show([tuple(_note(part, run))])
+        note = self.query_one("#classes-note", Text)
+        note.show([tuple(whole(_note(part, run), note.size.width))])
 
     def _make_room(self, pairs: HeatMap, chart: Chart, run: Run) -> None:
         """Give the map the width that its classes need, somewhat less than half of the screen, and the height."""
