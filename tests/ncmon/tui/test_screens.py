@@ -246,7 +246,7 @@ async def test_compare_shows_the_marked_runs_beside_the_baseline(database: Path)
         assert sheet is not None
         assert {round(row[3], 9) for row in sheet[1]} == {round(float(value), 9), round(other, 9)}  # type: ignore[call-overload]
         text = await press(pilot, app, "m")
-        assert "intra_cos_min" in text
+        assert "min intra cosine" in text
         await press(pilot, app, "L", "x", "j", "asterisk")
         assert app.baseline == app.screen.query_one(Table).cursor
         text = await press(pilot, app, "space")
