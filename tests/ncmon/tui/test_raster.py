@@ -69,7 +69,7 @@ def test_a_lone_point_is_one_dot_in_every_pattern(style: str) -> None:
     st.sampled_from([raster.SOLID, raster.DASHED, raster.DOTTED]),
     st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_line_that_goes_on_is_the_one_drawn_at_once(
     values: list[float], pieces: list[int], style: str, log: bool
 ) -> None:

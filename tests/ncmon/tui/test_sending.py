@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.color import ColorSystem
 from rich.segment import Segment
@@ -78,8 +78,9 @@ def written(colours: ColorSystem | None, *strips: Strip) -> str:
     return pen.sent()
 
 
+@settings(max_examples=60)
 @given(
-    st.lists(STRIPS, min_size=1, max_size=4),
+    st.lists(STRIPS, min_size=1, max_size=3),
     st.sampled_from([ColorSystem.TRUECOLOR, ColorSystem.EIGHT_BIT, ColorSystem.STANDARD]),
 )
 def test_the_cells_are_the_same(strips: list[Strip], colours: ColorSystem) -> None:
