@@ -106,6 +106,8 @@ class Selection:
     """Of the views of layers and classes; None: the one that the run trains on."""
     index: int = 0
     """The class whose history is wanted."""
+    order: str = ""
+    """Instead of that: the history of the first class in this order (`arranged`), whichever it is."""
     marked: tuple[str, ...] = ()
     """The runs to compare, by id."""
     step: int | None = None
@@ -378,6 +380,7 @@ class Feed:
                 selection.index,
                 selection.step,
                 self._cache,
+                order=selection.order,
             )
         elif selection.view == "bounds" and detail.layer is not None:
             wanted_split = selection.split or bounds_split(detail)

@@ -18,6 +18,8 @@ from ncmon.store import arrays, growing, schema
 from ncmon.store.results import Columns
 from ncmon.store.runs import StoredRun
 
+CLASS_ORDERS = ("worst", "class", "confused", "accuracy")
+"""In which a table of classes may stand."""
 MOST_WINDOWS = 256
 """Of the picture layers x time: more columns than a wide terminal has, few enough to read at once."""
 
@@ -158,8 +160,12 @@ def class_part(
     index: int,
     step: int | None,
     cache: Cache,
+    order: str = "",
 ) -> ClassPart | None:
-    """Return the classes of a layer at the moment of `step` (None: the last); None before the first window."""
+    """Return the classes of a layer at the moment of `step` (None: the last); None before the first window.
+
+    The history is that of the class `index`, or of the first in an `order`, which turned around begins with a minus.
+    """
     reader = run._reader
     layer_keys = dict(reader.execute("SELECT name, layer_key FROM layer WHERE run_key = ?", (run._key,)))
     layer_key = layer_keys.get(layer)
@@ -182,6 +188,9 @@ ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed text
         )
         found = {name: array for name, blob in blobs if (array := arrays.unpack(blob)).ndim == 1}
     matrix, matrix_epoch = _matrix(run, layer_key, split, at_step, cache)
+    if order.removeprefix("-") in CLASS_ORDERS:
+        leading = arranged(found, n_classes, order.removeprefix("-"), turned=order.startswith("-"))
+        index = leading[0] if leading else index
     history = growing.class_histories(run, names, cache.memory, split=split, index=index)
     return ClassPart(
         layer=layer,
@@ -196,6 +205,29 @@ ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed text
         index=index,
         history=history,
     )
+
+
+def class_array(arrays: Mapping[str, FloatArray], name: str, n_classes: int) -> FloatArray:
+    """Return one array of all classes, NaN where there is none."""
+    found = arrays.get(name)
+    return found if found is not None and len(found) == n_classes else np.full(n_classes, np.nan)
+
+
+def arranged(arrays: Mapping[str, FloatArray], n_classes: int, sort: str, *, turned: bool = False) -> list[int]:
+    """Return the classes in an order: `worst`, `class`, `confused` or `accuracy`; those without a value come last."""
+    intra, close = (class_array(arrays, name, n_classes) for name in ("intra_cos", "nearest_cos"))
+    key = {
+        "class": np.arange(n_classes, dtype=np.float64),
+        # The margin: how much nearer a class is to itself than to the class it is nearest to.
+        "worst": intra - close,
+        "confused": -close,
+        "accuracy": class_array(arrays, "class_accuracy", n_classes),
+    }[sort]
+    if np.isnan(key).all():
+        key = np.arange(n_classes, dtype=np.float64)
+    order = np.argsort(key, kind="stable")
+    known = order[~np.isnan(key[order])].tolist()
+    return (known[::-1] if turned else known) + np.flatnonzero(np.isnan(key)).tolist()
 
 
 def pair_arrays(

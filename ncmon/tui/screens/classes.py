@@ -14,7 +14,7 @@ from textual.containers import Container
 
 from ncmon.feed import Snapshot, target_of
 from ncmon.model import CLASSIFIER_INPUT, FloatArray, Run
-from ncmon.store.screens import ClassPart
+from ncmon.store.screens import ClassPart, arranged, class_array
 from ncmon.tui import palette
 from ncmon.tui.format import cosine, number, percent, printable, width
 from ncmon.tui.look import AXES, CLASS_SORTS, Look
@@ -106,10 +106,16 @@ class ClassesScreen(OneRunScreen):
             return
         run = detail.run
         pairs, table, chart = self.query_one(HeatMap), self.query_one(Table), self.query_one(Chart)
-        order = arranged(part, run.n_classes, CLASS_SORTS[self.ncmon.look.class_sort], turned=self._reversed)
-        if order and self._chose != run.run_id and self.ncmon.selection.run_id in (None, run.run_id):
-            self.ncmon.select(index=order[0])
-        index = min(max(self.ncmon.selection.index, 0), max(run.n_classes - 1, 0))
+        sort = CLASS_SORTS[self.ncmon.look.class_sort]
+        order = arranged(part.arrays, run.n_classes, sort, turned=self._reversed)
+        # Who leads the table may be another class with every window: the feed finds it out and reads its history.
+        wanted = "" if self._chose == run.run_id else f"-{sort}" if self._reversed else sort
+        if order and self.ncmon.selection.run_id in (None, run.run_id):
+            self.ncmon.select(order=wanted)
+        index = part.index if wanted else self.ncmon.selection.index
+        if wanted and snapshot.selection.order != wanted and order:
+            index = order[0]
+        index = min(max(index, 0), max(run.n_classes - 1, 0))
         if pairs.display:
             self._make_room(pairs, chart, run)
             pairs.show(pair_picture(part, run, index))
@@ -181,7 +187,7 @@ class ClassesScreen(OneRunScreen):
         snapshot = self.ncmon.shown
         if snapshot is not None and snapshot.detail is not None:
             self._chose = snapshot.detail.run.run_id
-            self.ncmon.select(index=index)
+            self.ncmon.select(index=index, order="")
             self.again()
 
     def on_chart_picked(self, message: Chart.Picked) -> None:
@@ -203,24 +209,7 @@ class ClassesScreen(OneRunScreen):
 
 
 def _of(part: ClassPart, name: str, n_classes: int) -> FloatArray:
-    found = part.arrays.get(name)
-    return found if found is not None and len(found) == n_classes else np.full(n_classes, np.nan)
-
-
-def arranged(part: ClassPart, n_classes: int, sort: str, *, turned: bool = False) -> list[int]:
-    """Return the classes in the order of the table; those without a value come last."""
-    key = {
-        "class": np.arange(n_classes, dtype=np.float64),
-        # The margin: how much nearer a class is to itself than to the class it is nearest to.
-        "worst": _of(part, "intra_cos", n_classes) - _of(part, "nearest_cos", n_classes),
-        "confused": -_of(part, "nearest_cos", n_classes),
-        "accuracy": _of(part, "class_accuracy", n_classes),
-    }[sort]
-    if np.isnan(key).all():
-        key = np.arange(n_classes, dtype=np.float64)
-    order = np.argsort(key, kind="stable")
-    known = order[~np.isnan(key[order])].tolist()
-    return (known[::-1] if turned else known) + np.flatnonzero(np.isnan(key)).tolist()
+    return class_array(part.arrays, name, n_classes)
 
 
 @lru_cache(maxsize=4)

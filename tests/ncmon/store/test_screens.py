@@ -88,6 +88,23 @@ def test_classes_at_a_moment_are_those_of_that_window(database: Path, layer: str
             np.testing.assert_array_equal(part.history["intra_cos"].step, history.step)
 
 
+@pytest.mark.parametrize("order", ["worst", "-worst", "class", "-class", "confused", "accuracy"])
+def test_the_history_is_that_of_the_class_that_leads_an_order(database: Path, order: str) -> None:
+    with Store.open(database) as store:
+        run = store.run("run")
+        part = class_part(run, "classifier-input", "train", ("intra_cos",), 2, None, Cache(), order=order)
+        assert part is not None
+        values = {name: run.classes(name).values[-1] for name in ("intra_cos", "nearest_cos", "class_accuracy")}
+        key = {
+            "worst": values["intra_cos"] - values["nearest_cos"],
+            "class": np.arange(4.0),
+            "confused": -values["nearest_cos"],
+            "accuracy": values["class_accuracy"],
+        }[order.removeprefix("-")]
+        assert key[part.index] == (key.max() if order.startswith("-") else key.min())
+        np.testing.assert_array_equal(part.history["intra_cos"].value, run.classes("intra_cos").values[:, part.index])
+
+
 def test_before_the_first_window_there_is_nothing(database: Path) -> None:
     with Store.open(database) as store:
         run = store.run("run")

@@ -140,7 +140,7 @@ async def test_classes_say_who_lags_and_with_whom(database: Path) -> None:
         assert "closest pair cat ~ dog" in text or "closest pair dog ~ cat" in text
         # The worst stands first and is looked at.
         table = app.screen.query_one(Table)
-        await settle(pilot, app, lambda: app.selection.index == table._keys[0])
+        await settle(pilot, app, lambda: app.shown.classes.index == table._keys[0] == table.cursor)  # type: ignore[union-attr]
         with Store.open(database) as store:
             run = store.run("digits-bn")
             intra, near = (run.classes(name).values[-1] for name in ("intra_cos", "nearest_cos"))
