@@ -12,7 +12,6 @@ from ncmon.model import CLASSIFIER_INPUT, LayerKey, Run
 from ncmon.store.growing import Memory, histories
 from ncmon.store.results import Columns, WindowReadings
 from ncmon.store.runs import StoredRun
-from ncmon.store.screens import windows_at
 
 CHARTED = (
     "nc1_pinv",
@@ -40,6 +39,13 @@ _SCALAR_BOUNDS = tuple(bound for bound in BOUNDS if bound.scope in ("layer", "cl
 BOUNDED = tuple(dict.fromkeys(name for bound in _SCALAR_BOUNDS for name in (bound.name, bound.of)))
 """What the view of bounds holds beside it: every bound that is one number, and what it bounds."""
 BOUNDED_PAIRS = tuple(dict.fromkeys(name for b in BOUNDS if b.scope == "pair" for name in (b.name, b.of)))
+LAGGING = ("intra_cos", "nearest_class", "cert_intra", "count")
+"""Class arrays from which a line about a run says which class lags, and how many are certified."""
+BOUNDED_CLASSES = tuple(dict.fromkeys(name for b in BOUNDS if b.scope == "class" for name in (b.name, b.of)))
+CLASS_ARRAYS: Mapping[str, tuple[str, ...]] = {"overview": LAGGING, "bounds": BOUNDED_CLASSES}
+"""What views show of the class arrays of the last windows: of a thousand classes all would be most of the reading."""
+CLASS_HISTORY = ("intra_cos", "nearest_cos", "cert_intra")
+"""What the view of classes holds of one class over time."""
 LAYER_TABLE = ("nc1_pinv", "nc1_cdnv", "intra_cos_min", "inter_cos_max", "nc2_etf_err", "ncc_acc")
 """What the view of layers holds of every layer at one moment."""
 
@@ -82,24 +88,25 @@ def main_split(splits: tuple[str, ...]) -> str:
 
 
 def read_detail(
-    run: StoredRun, layer: str, memory: Memory, *, step: int | None = None, more: tuple[str, ...] = ()
+    run: StoredRun,
+    layer: str,
+    memory: Memory,
+    *,
+    step: int | None = None,
+    more: tuple[str, ...] = (),
+    arrays: tuple[str, ...] = (),
 ) -> Detail:
     """Return one run in full, of one layer, or of its last layer where it has none of that name.
 
-    `step` is the moment of `latest`, `more` the series wanted beside the charted ones; of what `memory` knows only what
-    came since is read.
+    `step` is the moment of `latest`, `arrays` the class arrays wanted of it, `more` the series wanted beside the
+    charted ones; of what `memory` knows only what came since is read.
     """
     layers = run.layers
     shown = next((key for key in layers if key.name == layer), layers[-1] if layers else None)
     splits = run.splits
     wanted = tuple(dict.fromkeys((*CHARTED, *more)))
-    latest: dict[str, WindowReadings] = {}
     # Of the other layers nothing is shown here: reading them all would be most of the work in a deep network.
-    for window in windows_at(run, step, tuple(dict.fromkeys((CLASSIFIER_INPUT, *([shown.name] if shown else []))))):
-        # Of a split that is measured both ways the later one counts, and the exact one of the same step.
-        before = latest.get(window.split)
-        if before is None or (window.step, window.exact) >= (before.step, before.exact):
-            latest[window.split] = window
+    named = (CLASSIFIER_INPUT,) if shown is None else tuple(dict.fromkeys((CLASSIFIER_INPUT, shown.name)))
     return Detail(
         run=run.run,
         layers=layers,
@@ -108,6 +115,6 @@ def read_detail(
         series={split: histories(run, wanted, memory, layer=shown.name, split=split) for split in splits}
         if shown
         else {},
-        latest=latest,
+        latest={window.split: window for window in run.latest(step, layers=named, arrays=arrays)},
         gaps=len(run.gaps()),
     )

@@ -25,10 +25,19 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ncmon import config, packing
-from ncmon.bounds import BOUNDS
-from ncmon.detail import BOUNDED, BOUNDED_PAIRS, LAYER_TABLE, Detail, bounds_split, main_split, read_detail
+from ncmon.detail import (
+    BOUNDED,
+    BOUNDED_PAIRS,
+    CLASS_ARRAYS,
+    CLASS_HISTORY,
+    LAYER_TABLE,
+    Detail,
+    bounds_split,
+    main_split,
+    read_detail,
+)
 from ncmon.errors import NcmonError, NotFound, StoreError, UsageError
-from ncmon.metrics import METRICS, by_name
+from ncmon.metrics import by_name
 from ncmon.model import CLASSIFIER_INPUT, Alert, FloatArray, Run
 from ncmon.store.arrivals import Arrival, arrivals, last_arrival
 from ncmon.store.edit import Editor
@@ -97,6 +106,8 @@ class Selection:
     """Of the views of layers and classes; None: the one that the run trains on."""
     index: int = 0
     """The class whose history is wanted."""
+    order: str = ""
+    """Instead of that: the history of the first class in this order (`arranged`), whichever it is."""
     marked: tuple[str, ...] = ()
     """The runs to compare, by id."""
     step: int | None = None
@@ -212,6 +223,8 @@ class Feed:
         self._database = database
         self._clock = clock
         self._ask = ask or _ask
+        self._answered: dict[str, Any] | None = None
+        """What the daemon said when it was asked last, None if nothing."""
         self._store: Store | None = None
         self._opened: Path | None = None
         self._seen: tuple[Any, ...] = ()
@@ -237,7 +250,7 @@ class Feed:
         """Return what there is now. Never raises for what a database or a daemon does: the snapshot says it."""
         if self._endpoint is not None and config.is_tcp(self._endpoint):
             return self._read_remote(self._endpoint, selection)
-        status = self._ask(self._endpoint) if self._endpoint is not None else None
+        status = self._asked(self._endpoint) if self._endpoint is not None else None
         if status is not None:
             source, database = SourceState.LIVE, Path(str(status["database"]))
         else:
@@ -275,6 +288,15 @@ class Feed:
             **parts,
         )
         return self._last
+
+    def _asked(self, endpoint: str) -> dict[str, Any] | None:
+        """Return what the daemon says of itself; one that answered before may be late once, for it has work to do."""
+        said = self._ask(endpoint)
+        if said is None and self._answered is not None:
+            said, self._answered = self._answered, None
+        else:
+            self._answered = said
+        return said
 
     def acknowledge(self, alert: Alert, database: Path | None) -> None:
         """Say that an alert was seen, to the database or to a daemon on another machine; raises `NcmonError`."""
@@ -343,23 +365,22 @@ class Feed:
         except NotFound:
             return {}
         more = BOUNDED if selection.view == "bounds" else ()
-        detail = read_detail(run, selection.layer, self._cache.memory, step=selection.step, more=more)
+        arrays = CLASS_ARRAYS.get(selection.view, ())
+        detail = read_detail(run, selection.layer, self._cache.memory, step=selection.step, more=more, arrays=arrays)
         parts: dict[str, Any] = {"detail": detail}
         split = selection.split if selection.split in detail.splits else main_split(detail.splits)
         if selection.view == "layers":
             parts["layers"] = layer_part(run, selection.metric, split, LAYER_TABLE, selection.step, self._cache)
         elif selection.view == "classes" and detail.layer is not None:
-            names = [metric.name for metric in METRICS if metric.scope == "class"]
-            names += [bound.name for bound in BOUNDS if bound.scope == "class"]
             parts["classes"] = class_part(
                 run,
                 detail.layer.name,
                 split,
-                names,
+                CLASS_HISTORY,
                 selection.index,
                 selection.step,
                 self._cache,
-                latest=detail.latest.get(split),
+                order=selection.order,
             )
         elif selection.view == "bounds" and detail.layer is not None:
             wanted_split = selection.split or bounds_split(detail)

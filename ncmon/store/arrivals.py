@@ -45,7 +45,7 @@ def last_arrival(store: Store) -> int:
 
 def arrivals(store: Store, since: int, *, limit: int) -> tuple[Arrival, ...]:
     """Return the first `limit` windows that were stored after the place `since`."""
-    stored = schema.columns_of(store._reader, "reading", schema.READING_FIXED)
+    stored = store._reader.columns_of("reading", schema.READING_FIXED)
     names = [name for name in READINGS if name in stored]
     selected = "".join(f', d."{name}"' for name in names)
     rows = store._reader.execute(

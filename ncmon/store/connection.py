@@ -8,7 +8,7 @@ is read as immutable.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,18 @@ class Reader:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
+        self._columns: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
+        self._columns_at = -1
+
+    def columns_of(self, table: str, fixed: Sequence[str]) -> tuple[str, ...]:
+        """Return the metric columns of a wide table; they are looked up again when the schema has changed."""
+        ((version,),) = self.execute("PRAGMA schema_version")
+        if version != self._columns_at:
+            self._columns, self._columns_at = {}, version
+        key = (table, tuple(fixed))
+        if key not in self._columns:
+            self._columns[key] = schema.columns_of(self, table, fixed)
+        return self._columns[key]
 
     def execute(self, sql: str, parameters: Any = (), /) -> list[tuple[Any, ...]]:
         """Return all rows of a SELECT."""

@@ -10,7 +10,7 @@ The key of a window alone does not tell it: SQLite gives that of a deleted last 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,29 +49,70 @@ def histories(
     run: StoredRun, metrics: Sequence[str], memory: Memory, *, layer: str, split: str
 ) -> Mapping[str, Columns]:
     """Return what `StoredRun.histories` does, and read only what `memory` does not know."""
-    reader = run._reader
-    stored = schema.columns_of(reader, "reading", schema.READING_KEYS)
+    stored = run._reader.columns_of("reading", schema.READING_KEYS)
     key = (run.run_id, layer, split, tuple(metrics), stored)
-    # The list first: a window that comes between the two reads is then known too little, and is read again next time.
-    windows = _windows(reader, run._key, split)
-    before = memory.grown.pop(key, None)
-    if before is None:
-        found = run.histories(metrics, layer=layer, split=split)
-    elif before.windows == windows:
-        found = before.histories
-    else:
-        step = _first_difference(before.windows, windows)
-        came = run.histories(metrics, layer=layer, split=split, since_step=step - 1)
-        found = {name: _joined(before.histories[name], came[name], step) for name in came}
-    memory.grown[key] = Grown(windows=windows, histories=found)
-    while len(memory.grown) > MOST_KEPT:
-        del memory.grown[next(iter(memory.grown))]
-    return found
+    return _grown(
+        run, split, key, memory, lambda since: run.histories(metrics, layer=layer, split=split, since_step=since)
+    )
 
 
 def history(run: StoredRun, metric: str, memory: Memory, *, layer: str = CLASSIFIER_INPUT, split: str) -> Columns:
     """Return one of them."""
     return histories(run, (metric,), memory, layer=layer, split=split)[metric]
+
+
+def class_histories(
+    run: StoredRun, names: Sequence[str], memory: Memory, *, split: str, index: int
+) -> Mapping[str, Columns]:
+    """Return some class arrays of one class over all windows, those that are stored; NaN where there is no value."""
+    stored = run._reader.columns_of("class_reading", schema.CLASS_FIXED)
+    named = tuple(name for name in names if name in stored)
+    selected = "".join(f', d."{name}"' for name in named)
+
+    def read(since: int) -> Mapping[str, Columns]:
+        rows = run._reader.execute(
+            f"""SELECT w.step, w.epoch, w.time, w.exact{selected} FROM window w
+JOIN class_reading d ON d.window_key = w.window_key AND d.class = ?
+WHERE w.run_key = ? AND w.split = ? AND w.step > ? ORDER BY w.step, w.exact""",  # noqa: S608 names are columns
+            (index, run._key, split, since),
+        )
+        columns = list(zip(*rows, strict=True)) or [()] * (4 + len(named))
+        step, epoch = (np.array(columns[place], dtype=np.int64) for place in (0, 1))
+        time, exact = np.array(columns[2], dtype=np.float64), np.array(columns[3], dtype=bool)
+        return {
+            name: Columns(
+                step=step,
+                epoch=epoch,
+                time=time,
+                value=np.array(columns[4 + place], dtype=np.float64),  # None becomes NaN.
+                exact=exact,
+                reason=("",) * len(rows),
+            )
+            for place, name in enumerate(named)
+        }
+
+    return _grown(run, split, (run.run_id, index, split, named), memory, read)
+
+
+def _grown(
+    run: StoredRun, split: str, key: tuple[Any, ...], memory: Memory, read: Callable[[int], Mapping[str, Columns]]
+) -> Mapping[str, Columns]:
+    """Return the histories of a key; `read` reads what follows a step."""
+    # The list first: a window that comes between the two reads is then known too little, and is read again next time.
+    windows = _windows(run._reader, run._key, split)
+    before = memory.grown.pop(key, None)
+    if before is None:
+        found = read(-1)
+    elif before.windows == windows:
+        found = before.histories
+    else:
+        step = _first_difference(before.windows, windows)
+        came = read(step - 1)
+        found = {name: _joined(before.histories[name], came[name], step) for name in came}
+    memory.grown[key] = Grown(windows=windows, histories=found)
+    while len(memory.grown) > MOST_KEPT:
+        del memory.grown[next(iter(memory.grown))]
+    return found
 
 
 def _windows(reader: Reader, run_key: int, split: str) -> Known:

@@ -79,7 +79,7 @@ class Store:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics and bounds that can be asked for of one number a window: the registry's, then the file's own."""
-        stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        stored = self._reader.columns_of("reading", schema.READING_FIXED)
         aliases = (alias for metric in METRICS for alias in metric.aliases)
         return tuple(
             dict.fromkeys([*(entry.name for entry in schema.reading_entries((*METRICS, *BOUNDS))), *stored, *aliases])
@@ -140,7 +140,7 @@ class Store:
         `where` picks runs before their windows are read; `limit` counts what it left. With `attempts` the superseded
         tails of earlier attempts are among them.
         """
-        stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        stored = self._reader.columns_of("reading", schema.READING_FIXED)
         selected = "".join(f', d."{name}"' if name in stored else ", NULL" for name in map(resolve, metrics))
         line = f'd."{resolve(trend)}"' if resolve(trend) in stored else "NULL"
         everyone = (

@@ -34,6 +34,13 @@ RUN_COLUMNS = (
 )
 
 
+WINDOW_COLUMNS = (
+    "window_key, split, exact, epoch, time, duration_s, steps, sampled_steps, ncc_source, ranks, world_size, n_classes,"
+    " overhead, ignored_labels, skipped, assumptions"
+)
+"""What `WindowReadings` is made of, but for the step."""
+
+
 class StoredRun:
     """One run, as it was when it was looked up; its windows are read as they are now."""
 
@@ -94,7 +101,7 @@ class StoredRun:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics and bounds of one number a window that this database has, in the registry's order."""
-        stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        stored = self._reader.columns_of("reading", schema.READING_FIXED)
         return tuple(sorted(stored, key=lambda name: _ORDER.get(name, len(_ORDER))))
 
     def window_columns(self, split: str = "train") -> WindowColumns:
@@ -147,7 +154,7 @@ FROM run t JOIN window w ON w.run_key = t.run_key WHERE t.attempt_of = ? GROUP B
     ) -> Mapping[str, Columns]:
         """Return several metrics in one read, by the names that were asked for; see `history`."""
         # Quality figures have a history, too.
-        stored = schema.columns_of(self._reader, "reading", schema.READING_KEYS)
+        stored = self._reader.columns_of("reading", schema.READING_KEYS)
         names = {asked: self._entry(asked, stored, ("layer", "classifier", "window")) for asked in metrics}
         layer_key = self._layer_key(layer)
         selected = "".join(f', d."{name}"' if name in stored else ", NULL" for name in names.values())
@@ -199,10 +206,33 @@ WHERE d.layer_key = ? AND w.split = ? AND w.step > ? AND d.name IN ({", ".join("
 
         `train` comes first. Empty when there is no such window.
         """
-        if layer is not None:
-            self._layer_key(layer)
+        only = None if layer is None else (self._layer_key(layer),)
         with self._reader.snapshot():
-            return tuple(self._window(row, layer) for row in self._last_windows(epoch, step, split))
+            return tuple(self._window(row, only) for row in self._last_windows(epoch, step, split))
+
+    def latest(
+        self, step: int | None = None, *, layers: Sequence[str] | None = None, arrays: Sequence[str] | None = None
+    ) -> tuple[WindowReadings, ...]:
+        """Return the last window of every split up to `step` (None: of all), the exact one of a step that has both.
+
+        Only of these layers and class arrays, where they are named: a deep network with many classes is much to read.
+        """
+        keys = None
+        with self._reader.snapshot():
+            if layers is not None:
+                known = dict(self._reader.execute("SELECT name, layer_key FROM layer WHERE run_key = ?", (self._key,)))
+                keys = tuple(known[name] for name in layers if name in known)
+            found = [
+                row
+                for split in self.splits
+                for row in self._reader.named(
+                    f"""SELECT {WINDOW_COLUMNS}, step FROM window
+WHERE run_key = :run AND split = :split AND (:step IS NULL OR step <= :step)
+ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed columns
+                    {"run": self._key, "split": split, "step": step},
+                )
+            ]
+            return tuple(self._window(row, keys, arrays) for row in found)
 
     def classes(
         self, name: str, *, layer: str = CLASSIFIER_INPUT, split: str = "train", step: int | None = None
@@ -211,7 +241,7 @@ WHERE d.layer_key = ? AND w.split = ? AND w.step > ? AND d.name IN ({", ".join("
 
         Of layers other than the classifier's input the store keeps the last windows and some epochs' only.
         """
-        stored = schema.columns_of(self._reader, "class_reading", schema.CLASS_FIXED)
+        stored = self._reader.columns_of("class_reading", schema.CLASS_FIXED)
         name = self._entry(name, stored, ("class",))
         layer_key = self._layer_key(layer)
         where = "w.run_key = :run AND w.split = :split AND (:step IS NULL OR w.step = :step)"
@@ -299,39 +329,43 @@ WHERE w.run_key = ? AND w.split = ? AND a.layer_key = ? AND a.name = ? ORDER BY 
 
     def _last_windows(self, epoch: int | None, step: int | None, split: str | None) -> list[dict[str, Any]]:
         return self._reader.named(
-            """SELECT window_key, split, exact, epoch, max(step) AS step, time, duration_s, steps, sampled_steps,
-  ncc_source, ranks, world_size, n_classes, overhead, ignored_labels, skipped, assumptions
-FROM window WHERE run_key = :run AND (:epoch IS NULL OR epoch = :epoch) AND (:step IS NULL OR step = :step)
-  AND (:split IS NULL OR split = :split) GROUP BY split, exact ORDER BY split <> 'train', split, exact""",
+            f"""SELECT {WINDOW_COLUMNS}, max(step) AS step FROM window
+WHERE run_key = :run AND (:epoch IS NULL OR epoch = :epoch) AND (:step IS NULL OR step = :step)
+  AND (:split IS NULL OR split = :split) GROUP BY split, exact ORDER BY split <> 'train', split, exact""",  # noqa: S608 fixed columns
             {"run": self._key, "epoch": epoch, "step": step, "split": split},
         )
 
-    def _window(self, row: Mapping[str, Any], layer: str | None) -> WindowReadings:
+    def _window(
+        self, row: Mapping[str, Any], layers: Sequence[int] | None, arrays: Sequence[str] | None = None
+    ) -> WindowReadings:
+        """Return a window: of layers by key, None for all, and of its class arrays those that are wanted."""
+        only = "" if layers is None else f" AND d.layer_key IN ({', '.join(map(str, layers))})"
         rows = self._reader.named(
-            """SELECT l.name AS layer_name, l.idx, l.module, l.reduction, l.note, l.n_features, d.*
+            f"""SELECT l.name AS layer_name, l.idx, l.module, l.reduction, l.note, l.n_features, d.*
 FROM reading d JOIN layer l ON l.layer_key = d.layer_key
-WHERE d.window_key = ? AND (? IS NULL OR l.name = ?) ORDER BY l.idx, l.layer_key""",
-            (row["window_key"], layer, layer),
+WHERE d.window_key = ?{only} ORDER BY l.idx, l.layer_key""",  # noqa: S608 keys are integers
+            (row["window_key"],),
         )
         # In the registry's order, whenever a column came into this file.
-        stored = schema.columns_of(self._reader, "reading", schema.READING_FIXED)
+        stored = self._reader.columns_of("reading", schema.READING_FIXED)
         columns = sorted(stored, key=lambda name: _ORDER.get(name, len(_ORDER)))
         reasons: dict[int, dict[str, str]] = {}
         for layer_key, name, text in self._reader.execute(
-            "SELECT layer_key, name, text FROM reason WHERE window_key = ?", (row["window_key"],)
+            f"SELECT layer_key, name, text FROM reason d WHERE window_key = ?{only}",  # noqa: S608 keys are integers
+            (row["window_key"],),
         ):
             reasons.setdefault(layer_key, {})[name] = text
-        layers = {}
+        made = {}
         for found in rows:
             at_classifier = found["layer_name"] == CLASSIFIER_INPUT
-            layers[found["layer_name"]] = LayerReadings(
+            made[found["layer_name"]] = LayerReadings(
                 key=LayerKey(name=found["layer_name"], index=found["idx"]),
                 module=found["module"],
                 reduction=found["reduction"],
                 note=found["note"],
                 n_features=found["n_features"],
                 readings=_readings(found, columns, reasons.get(found["layer_key"], {})),
-                class_arrays=self._class_arrays(row["window_key"], row["n_classes"]) if at_classifier else {},
+                class_arrays=self._class_arrays(row["window_key"], row["n_classes"], arrays) if at_classifier else {},
                 pair_arrays={},
                 quality={name: found[name] for name in schema.QUALITY if found.get(name) is not None},
             )
@@ -354,11 +388,17 @@ WHERE d.window_key = ? AND (? IS NULL OR l.name = ?) ORDER BY l.idx, l.layer_key
                 Assumption(name=name, holds=holds, fact=fact)
                 for name, (holds, fact) in json.loads(row["assumptions"] or "{}").items()
             ),
-            layers=layers,
+            layers=made,
         )
 
-    def _class_arrays(self, window_key: int, n_classes: int) -> dict[str, FloatArray]:
-        names = schema.columns_of(self._reader, "class_reading", schema.CLASS_FIXED)
+    def _class_arrays(
+        self, window_key: int, n_classes: int, wanted: Sequence[str] | None = None
+    ) -> dict[str, FloatArray]:
+        """Return the class arrays of a window that are wanted and stored (None: all that are stored)."""
+        if wanted is not None and not wanted:
+            return {}
+        names: Sequence[str] = self._reader.columns_of("class_reading", schema.CLASS_FIXED)
+        names = [name for name in names if wanted is None or name in wanted]
         selected = "".join(f', "{name}"' for name in names)
         rows = self._reader.execute(
             f"SELECT class{selected} FROM class_reading WHERE window_key = ?",  # noqa: S608 names are columns

@@ -8,16 +8,18 @@ changes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ncmon.model import CLASSIFIER_INPUT, FloatArray, IntArray, Run
 from ncmon.store import arrays, growing, schema
-from ncmon.store.results import Columns, WindowReadings
+from ncmon.store.results import Columns
 from ncmon.store.runs import StoredRun
 
+CLASS_ORDERS = ("worst", "class", "confused", "accuracy")
+"""In which a table of classes may stand."""
 MOST_WINDOWS = 256
 """Of the picture layers x time: more columns than a wide terminal has, few enough to read at once."""
 
@@ -58,11 +60,8 @@ class ClassPart:
     """The least of them, NaN where there is none."""
     index: int
     """The class whose history follows."""
-    history_step: IntArray
-    history_epoch: IntArray
-    history_time: FloatArray
-    history: Mapping[str, FloatArray]
-    """(T,) by name, of the classifier's input."""
+    history: Mapping[str, Columns]
+    """By name, of the classifier's input; of all names over the same windows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,33 +87,12 @@ class Cache:
     matrix_low: float = np.nan
 
 
-def windows_at(run: StoredRun, step: int | None, layers: Sequence[str] | None = None) -> tuple[WindowReadings, ...]:
-    """Return the last window of every split and kind up to `step` (None: of all), of these layers or of all."""
-    known = {key.name for key in run.layers}
-    wanted: Sequence[str | None] = [None] if layers is None else [name for name in layers if name in known]
-    steps: Mapping[str, int | None] = {}
-    if step is not None:
-        rows = run._reader.execute(
-            "SELECT split, max(step) FROM window WHERE run_key = ? AND step <= ? GROUP BY split", (run._key, step)
-        )
-        steps = dict(rows)
-    found: list[WindowReadings] = []
-    for split in run.splits:
-        if step is not None and split not in steps:
-            continue
-        parts = [run.readings(split=split, step=steps.get(split), layer=name) for name in wanted]
-        for same in zip(*parts, strict=True):
-            merged = {name: layer for part in same for name, layer in part.layers.items()}
-            found.append(replace(same[0], layers=merged))
-    return tuple(found)
-
-
 def layer_part(
     run: StoredRun, metric: str, split: str, table: Sequence[str], step: int | None, cache: Cache
 ) -> LayerPart:
     """Return one metric of all layers over time, and `table` at the moment of `step` (None: the last)."""
     reader = run._reader
-    stored = schema.columns_of(reader, "reading", schema.READING_FIXED)
+    stored = reader.columns_of("reading", schema.READING_FIXED)
     layers = tuple(key.name for key in run.layers)
     rows = reader.execute(
         "SELECT step, window_key, epoch, received FROM window WHERE run_key = ? AND split = ? ORDER BY step, exact",
@@ -148,7 +126,8 @@ WHERE d.window_key IN ({", ".join("?" * len(some))})""",  # noqa: S608 the name 
                 column[row_of[layer]] = value
     nothing = np.full(len(layers), np.nan)
     cache.rows = {window: known.get(window, nothing) for window in wanted}
-    values = np.array(list(cache.rows.values())).reshape(len(wanted), len(layers)).T
+    # Row by row in memory, as it is looked at.
+    values = np.ascontiguousarray(np.array(list(cache.rows.values())).reshape(len(wanted), len(layers)).T)
     columns = {name: np.full(len(layers), np.nan) for name in table}
     named = [name for name in table if name in stored]
     if moment >= 0 and named:
@@ -181,11 +160,11 @@ def class_part(
     index: int,
     step: int | None,
     cache: Cache,
-    latest: WindowReadings | None = None,
+    order: str = "",
 ) -> ClassPart | None:
     """Return the classes of a layer at the moment of `step` (None: the last); None before the first window.
 
-    `latest` is what was read of the split already: a thousand classes are not read twice.
+    The history is that of the class `index`, or of the first in an `order`, which turned around begins with a minus.
     """
     reader = run._reader
     layer_keys = dict(reader.execute("SELECT name, layer_key FROM layer WHERE run_key = ?", (run._key,)))
@@ -201,10 +180,7 @@ ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed text
     if not moments:
         return None
     window, at_step, epoch, exact, n_classes = moments[0]
-    read = latest.layers.get(CLASSIFIER_INPUT) if latest is not None else None
-    if at_classifier and latest is not None and read is not None and (latest.step, latest.exact) == (at_step, exact):
-        found = dict(read.class_arrays)
-    elif at_classifier:
+    if at_classifier:
         found = run._class_arrays(window, n_classes)
     else:
         blobs = reader.execute(
@@ -212,7 +188,10 @@ ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed text
         )
         found = {name: array for name, blob in blobs if (array := arrays.unpack(blob)).ndim == 1}
     matrix, matrix_epoch = _matrix(run, layer_key, split, at_step, cache)
-    steps, epochs, times, history = _class_history(run, split, names, index)
+    if order.removeprefix("-") in CLASS_ORDERS:
+        leading = arranged(found, n_classes, order.removeprefix("-"), turned=order.startswith("-"))
+        index = leading[0] if leading else index
+    history = growing.class_histories(run, names, cache.memory, split=split, index=index)
     return ClassPart(
         layer=layer,
         split=split,
@@ -224,11 +203,31 @@ ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed text
         matrix_epoch=matrix_epoch,
         matrix_low=cache.matrix_low if matrix is not None else np.nan,
         index=index,
-        history_step=steps,
-        history_epoch=epochs,
-        history_time=times,
         history=history,
     )
+
+
+def class_array(arrays: Mapping[str, FloatArray], name: str, n_classes: int) -> FloatArray:
+    """Return one array of all classes, NaN where there is none."""
+    found = arrays.get(name)
+    return found if found is not None and len(found) == n_classes else np.full(n_classes, np.nan)
+
+
+def arranged(arrays: Mapping[str, FloatArray], n_classes: int, sort: str, *, turned: bool = False) -> list[int]:
+    """Return the classes in an order: `worst`, `class`, `confused` or `accuracy`; those without a value come last."""
+    intra, close = (class_array(arrays, name, n_classes) for name in ("intra_cos", "nearest_cos"))
+    key = {
+        "class": np.arange(n_classes, dtype=np.float64),
+        # The margin: how much nearer a class is to itself than to the class it is nearest to.
+        "worst": intra - close,
+        "confused": -close,
+        "accuracy": class_array(arrays, "class_accuracy", n_classes),
+    }[sort]
+    if np.isnan(key).all():
+        key = np.arange(n_classes, dtype=np.float64)
+    order = np.argsort(key, kind="stable")
+    known = order[~np.isnan(key[order])].tolist()
+    return (known[::-1] if turned else known) + np.flatnonzero(np.isnan(key)).tolist()
 
 
 def pair_arrays(
@@ -259,12 +258,16 @@ def compared(
     """Return one metric of several runs, of the split that each trains on, in the order given."""
     lines = []
     for run in runs:
-        names = [key.name for key in run.layers]
-        if not names:
+        # Of a deep network one name is wanted, not all.
+        found = run._reader.execute(
+            "SELECT name FROM layer WHERE run_key = ? ORDER BY name = ? DESC, idx DESC, layer_key DESC LIMIT 1",
+            (run._key, layer),
+        )
+        if not found:
             continue
         splits = run.splits
         split = "train" if "train" in splits or not splits else splits[0]
-        shown = layer if layer in names else names[-1]
+        ((shown,),) = found
         columns = growing.history(run, metric, cache.memory, layer=shown, split=split)
         lines.append(Compared(run=run.run, split=split, columns=columns))
     return tuple(lines)
@@ -291,25 +294,3 @@ ORDER BY w.step DESC, w.exact DESC LIMIT 1""",
         cache.matrix_key, cache.matrix = key, arrays.unpack(blob[0][0])
         cache.matrix_low = float(np.fmin.reduce(cache.matrix, axis=None)) if cache.matrix.size else np.nan
     return cache.matrix, rows[0][1]
-
-
-def _class_history(
-    run: StoredRun, split: str, names: Sequence[str], index: int
-) -> tuple[IntArray, IntArray, FloatArray, dict[str, FloatArray]]:
-    stored = schema.columns_of(run._reader, "class_reading", schema.CLASS_FIXED)
-    named = [name for name in names if name in stored]
-    selected = "".join(f', d."{name}"' for name in named)
-    rows = run._reader.execute(
-        f"""SELECT w.step, w.epoch, w.time{selected} FROM window w
-JOIN class_reading d ON d.window_key = w.window_key AND d.class = ?
-WHERE w.run_key = ? AND w.split = ? ORDER BY w.step, w.exact""",  # noqa: S608 names are columns
-        (index, run._key, split),
-    )
-    columns = list(zip(*rows, strict=True)) or [()] * (3 + len(named))
-    values = {name: np.array(columns[3 + place], dtype=np.float64) for place, name in enumerate(named)}
-    return (
-        np.array(columns[0], dtype=np.int64),
-        np.array(columns[1], dtype=np.int64),
-        np.array(columns[2], dtype=np.float64),
-        values,
-    )

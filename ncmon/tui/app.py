@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from ncmon.alerts import RULES, title_of
 from ncmon.cells import printable
@@ -25,6 +26,7 @@ os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
 os.environ.setdefault("TEXTUAL_FPS", "15")
 
 from textual.app import App, SystemCommand
+from textual.command import CommandPalette
 from textual.screen import Screen
 
 from ncmon.feed import Reads, Selection, Snapshot
@@ -88,6 +90,7 @@ class NcmonApp(App[None]):
         super().__init__()
         self.clock = clock
         self.ascii_only = ascii
+        self.set_class(ascii, "-ascii")
         self.look: Look = load(look)
         self.shown: Snapshot | None = None
         self.frozen_at: float | None = None
@@ -415,6 +418,11 @@ class NcmonApp(App[None]):
         for name in palette.THEMES:
             yield SystemCommand(f"Theme: {name}", "colours of the screen", partial(setattr, self, "theme", name))
         yield SystemCommand("Quit", "training and daemon go on", self.exit)
+
+    def action_command_palette(self) -> None:
+        """Open the palette; Textual's own begins with a text that is not ASCII."""
+        if not CommandPalette.is_open(cast("App[object]", self)):
+            self.push_screen(CommandPalette(id="--command-palette", placeholder="search what there is to do"))
 
     def action_help(self) -> None:
         """Open the help."""

@@ -10,6 +10,7 @@ from ncmon.cells import cut, fit, middle, printable, width
 
 __all__ = (
     "age",
+    "ago",
     "clock",
     "cosine",
     "cut",
@@ -17,6 +18,7 @@ __all__ = (
     "delivery",
     "fit",
     "middle",
+    "moment",
     "number",
     "percent",
     "printable",
@@ -80,6 +82,14 @@ def age(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def ago(seconds: float) -> str:
+    """Return how long ago something was in whole minutes, hours or days: text that changes once a minute at most."""
+    minutes = int(max(seconds, 0.0) // 60)
+    if minutes < 60:
+        return f"{minutes} m ago" if minutes else "less than a minute ago"
+    return f"{minutes // 60} h ago" if minutes < 1_440 else f"{minutes // 1_440} d ago"
+
+
 def clock(at: float) -> str:
     """Return the local time of day."""
     return time.strftime("%H:%M:%S", time.localtime(at))
@@ -89,6 +99,12 @@ def day_clock(at: float, now: float) -> str:
     """Return the local hour and minute; of another day than `now`, its date."""
     there = time.localtime(at)
     return time.strftime("%H:%M" if there[:3] == time.localtime(now)[:3] else "%d %b", there)
+
+
+def moment(at: float, now: float) -> str:
+    """Return the local time of day; of another day than `now`, with its date."""
+    there = time.localtime(at)
+    return time.strftime("%H:%M:%S" if there[:3] == time.localtime(now)[:3] else "%d %b %H:%M:%S", there)
 
 
 def delivery(counters: Mapping[str, int]) -> str:

@@ -12,6 +12,8 @@ import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from ncmon.store.screens import CLASS_ORDERS
+
 AXES = ("epoch", "step", "minutes", "log step")
 SMOOTHING = (1, 5, 15)
 RATES_S = (1.0, 2.0, 5.0, 0.5)
@@ -29,7 +31,7 @@ COMPARE_METRICS = (
     "ncc_acc",
     "effective_depth",
 )
-CLASS_SORTS = ("worst", "class", "confused", "accuracy")
+CLASS_SORTS = CLASS_ORDERS
 
 
 @dataclass(slots=True, kw_only=True)

@@ -49,6 +49,9 @@ SOURCE_GLYPHS = {SourceState.LIVE: "●", SourceState.REPLAY: "○", SourceState
 """Of several targets beside each other, where colour alone would have to tell them apart."""
 SAMPLES = {SOLID: "⠤⠤", DASHED: "⠤ ", DOTTED: "┄┄"}
 
+SHOWING = ("underline", "underline2", "reverse", "strike", "frame", "encircle", "overline", "blink", "blink2")
+"""Attributes that show on blanks."""
+
 HEAT_LEVELS = 24
 # Nunez, Anderton and Renslow 2018: even in lightness, and the same to colour-blind eyes.
 _CIVIDIS = (
@@ -132,6 +135,12 @@ def heat(level: int, below: int | None = None) -> Style:
 def ink(level: int) -> Style:
     """Return the style of a half cell with nothing on its other side."""
     return Style(color=HEAT[level])
+
+
+@lru_cache(maxsize=8192)
+def seen_on_blanks(style: Style) -> bool:
+    """Return whether a style shows where there is no letter."""
+    return style.bgcolor is not None or any(getattr(style, name) for name in SHOWING)
 
 
 @lru_cache(maxsize=8192)

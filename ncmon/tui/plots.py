@@ -8,7 +8,7 @@ import numpy as np
 
 from ncmon.detail import Detail, main_split
 from ncmon.feed import Selection
-from ncmon.model import FloatArray, IntArray, Run
+from ncmon.model import FloatArray, Run
 from ncmon.store.results import Columns
 from ncmon.tui.look import AXES, SMOOTHING, Look
 from ncmon.tui.widgets.chart import Picture
@@ -16,18 +16,14 @@ from ncmon.tui.widgets.chart import Picture
 MOST_ZOOM = 10
 
 
-def x_values(run: Run, axis: str, step: IntArray, epoch: IntArray, time: FloatArray) -> FloatArray:
-    """Return where windows stand on an axis."""
-    if axis == "epoch" and (epoch >= 0).all():
-        return epoch.astype(np.float64) + 1  # as people count them, and as the status line does
-    if axis == "minutes":
-        return (time - run.started) / 60.0
-    return step.astype(np.float64)
-
-
 def x_of(columns: Columns, run: Run, look: Look) -> FloatArray:
     """Return where the windows of a history stand on the axis that was chosen."""
-    return x_values(run, AXES[look.axis], columns.step, columns.epoch, columns.time)
+    axis = AXES[look.axis]
+    if axis == "epoch" and (columns.epoch >= 0).all():
+        return columns.epoch.astype(np.float64) + 1  # as people count them, and as the status line does
+    if axis == "minutes":
+        return (columns.time - run.started) / 60.0
+    return columns.step.astype(np.float64)
 
 
 def smoothed(values: FloatArray, width: int, *, log: bool = False) -> FloatArray:

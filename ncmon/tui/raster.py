@@ -10,8 +10,10 @@ lost.
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,8 @@ from ncmon.model import FloatArray, IntArray
 DOTS_X, DOTS_Y = 2, 4
 SMALLEST = 1e-290
 """Below this a logarithmic axis counts a value as zero: powers of ten end there."""
+MOST_STROKES = 8
+"""Points that came, up to which they are drawn one by one."""
 BLANK = "⠀"
 # Bit of each dot of a braille pattern, by row and column within the cell (Unicode block 2800).
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
@@ -121,34 +125,137 @@ def m4(x: FloatArray, y: FloatArray, *, low: float, high: float, columns: int) -
     return np.array(sorted(kept), dtype=np.int64)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """A line as it was drawn: a point that comes lights a few more of its pixels, and the rest stays."""
+
+    x: FloatArray
+    y: FloatArray
+    across: Scale
+    up: Scale
+    style: str
+    pixels: NDArray[np.bool_]
+    """(height, width) those that the line passes, before its pattern leaves some out."""
+    points: int
+    """How many of the points are no gap."""
+    bits: NDArray[np.uint8]
+    """(rows, columns) of its braille cells."""
+
+    def goes_on(self, other: Trace) -> bool:
+        """Return whether another line, in the same frame, begins with this one."""
+        known = self.x.size
+        return (
+            known <= other.x.size
+            and (self.across, self.up, self.style) == (other.across, other.up, other.style)
+            and self.pixels.shape == other.pixels.shape
+            and np.array_equal(self.x, other.x[:known])
+            and np.array_equal(self.y, other.y[:known], equal_nan=True)
+        )
+
+
+def traced(
+    x: FloatArray,
+    y: FloatArray,
+    *,
+    across: Scale,
+    up: Scale,
+    columns: int,
+    rows: int,
+    style: str = SOLID,
+    before: Trace | None = None,
+) -> Trace:
+    """Return a line drawn on two scales; of one that goes on from `before` only what came since is drawn.
+
+    x ascends, NaN in y is a gap. Long histories are thinned first.
+    """
+    pixels = np.zeros((DOTS_Y * rows, DOTS_X * columns), dtype=bool)
+    bits = np.zeros((rows, columns), dtype=np.uint8)
+    found = Trace(x=x, y=y, across=across, up=up, style=style, pixels=pixels, points=0, bits=bits)
+    if not (columns and rows):
+        return found
+    if before is not None and before.goes_on(found):
+        if before.x.size == x.size:
+            return before
+        if before.points > 1 and x.size - before.x.size <= MOST_STROKES:
+            return _continued(before, found)
+    px = across.place(x.astype(np.float64))
+    kept = m4(px, y, low=0.0, high=1.0, columns=DOTS_X * columns)
+    points = _light(pixels, px[kept], up.place(y[kept]))
+    return replace(found, points=points, bits=_patterned(pixels, style, lone=points == 1))
+
+
+def _continued(before: Trace, found: Trace) -> Trace:
+    """Return a line that goes on from another one, drawn from its last point on."""
+    pixels, bits = found.pixels, found.bits
+    pixels[:], bits[:] = before.pixels, before.bits
+    known = before.x.size
+    xs, ys, good = _dots(
+        pixels, found.across.place(found.x[known - 1 :].astype(np.float64)), found.up.place(found.y[known - 1 :])
+    )
+    ends = list(zip(xs.tolist(), ys.tolist(), good.tolist(), strict=True))
+    for (x0, y0, there), (x1, y1, here) in itertools.pairwise(ends):
+        if there and here:
+            _stroke(pixels, x0, y0, x1, y1)
+        elif here:
+            pixels[int(y1 + 0.5), int(x1 + 0.5)] = True
+    drawn = [int(x + 0.5) for x, _, there in ends if there]
+    if drawn:
+        # Cells that hold a new dot; what stands before them is as it was.
+        first, last = min(drawn) // DOTS_X, max(drawn) // DOTS_X + 1
+        bits[:, first:last] = _patterned(
+            pixels[:, DOTS_X * first : DOTS_X * last], found.style, lone=False, first=DOTS_X * first
+        )
+    return replace(found, points=before.points + int(good[1:].sum()))
+
+
 def draw_line(px: FloatArray, py: FloatArray, *, columns: int, rows: int, style: str = SOLID) -> NDArray[np.uint8]:
     """Return the braille bits (rows, columns) of one line.
 
     px, py in [0, 1], y upwards; NaN in py is a gap; a point between two gaps is one dot. What lies outside is clipped
     to the border, so that a line that leaves the picture stays visible there.
     """
-    width, height = DOTS_X * columns, DOTS_Y * rows
-    pixels = np.zeros((height, width), dtype=bool)
     if not (columns and rows):
         return np.zeros((rows, columns), dtype=np.uint8)
-    xs = np.clip(px, 0.0, 1.0) * (width - 1)
-    ys = (1.0 - np.clip(py, 0.0, 1.0)) * (height - 1)
-    good = np.isfinite(xs) & np.isfinite(ys)
+    pixels = np.zeros((DOTS_Y * rows, DOTS_X * columns), dtype=bool)
+    points = _light(pixels, px, py)
+    return _patterned(pixels, style, lone=points == 1)
+
+
+def _dots(
+    pixels: NDArray[np.bool_], px: FloatArray, py: FloatArray
+) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+    """Return where points of a line are among the pixels, and which of them are no gap."""
+    height, width = pixels.shape
+    # np.clip takes three times as long for a handful of points.
+    xs = np.minimum(np.maximum(px, 0.0), 1.0) * (width - 1)
+    ys = (1.0 - np.minimum(np.maximum(py, 0.0), 1.0)) * (height - 1)
+    return xs, ys, np.isfinite(xs) & np.isfinite(ys)
+
+
+def _light(pixels: NDArray[np.bool_], px: FloatArray, py: FloatArray) -> int:
+    """Light the pixels of a line, and return how many points it has."""
+    xs, ys, good = _dots(pixels, px, py)
     pixels[(ys[good] + 0.5).astype(np.int64), (xs[good] + 0.5).astype(np.int64)] = True
     both = np.flatnonzero(good[:-1] & good[1:])
     if both.size:
         _segments(pixels, xs[both], ys[both], xs[both + 1], ys[both + 1])
-    pattern = _PATTERNS[style]
-    if len(pattern) > 1:
-        on = np.resize(np.array(pattern, dtype=bool), width)
-        # A lone point must not fall into a hole of the pattern.
-        lone = np.zeros(width, dtype=bool)
-        if good.sum() == 1:
-            lone[:] = True
-        pixels &= on | lone
+    return int(np.count_nonzero(good))
+
+
+def _patterned(pixels: NDArray[np.bool_], style: str, *, lone: bool, first: int = 0) -> NDArray[np.uint8]:
+    """Return the braille bits of a line from a pixel column on; a lone point falls into no hole of the pattern."""
+    if len(_PATTERNS[style]) > 1 and not lone:
+        pixels = pixels & _holes(style, first + pixels.shape[1])[first:]
     return _cells(pixels)
 
 
+@lru_cache(maxsize=64)
+def _holes(style: str, width: int) -> NDArray[np.bool_]:
+    """Return which pixel columns of a pattern are on."""
+    return np.resize(np.array(_PATTERNS[style], dtype=bool), width)
+
+
+@lru_cache(maxsize=64)
 def draw_level(py: float, *, columns: int, rows: int, style: str = DOTTED) -> NDArray[np.uint8]:
     """Return the braille bits of a horizontal line, none when it lies outside."""
     if not 0.0 <= py <= 1.0:
@@ -169,6 +276,13 @@ def sparkline(values: FloatArray, width: int, *, log: bool = True, ascii: bool =
 
     A range of less than `FLAT` times its least value is widened: what hardly moves shall look so.
     """
+    # Of twenty runs one has a new value: the others' is known.
+    return _sparkline(values.astype(np.float64).tobytes(), width, log, ascii)
+
+
+@lru_cache(maxsize=1024)
+def _sparkline(data: bytes, width: int, log: bool, ascii: bool) -> str:
+    values = np.frombuffer(data, dtype=np.float64)
     levels = "_.-~=*#@" if ascii else "▁▂▃▄▅▆▇█"
     shown = values[np.linspace(0, len(values) - 1, min(width, len(values))).round().astype(int)]
     known = shown[np.isfinite(shown) & (shown > 0 if log else True)]
@@ -232,6 +346,22 @@ def _segments(pixels: NDArray[np.bool_], x0: FloatArray, y0: FloatArray, x1: Flo
     lengths = end - start + 1
     offset = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     pixels[np.repeat(start, lengths) + offset, np.repeat(column, lengths)] = True
+
+
+def _stroke(pixels: NDArray[np.bool_], x0: float, y0: float, x1: float, y1: float) -> None:
+    """Light the pixels of one line as `_segments` does those of many, for which numpy takes twenty times as long."""
+    upright = x1 <= x0
+    slope = 0.0 if upright else (y1 - y0) / (x1 - x0)
+    for column in range(int(x0 + 0.5), int(x1 + 0.5) + 1):
+        enters = y0 if upright else y0 + (max(x0, column - 0.5) - x0) * slope
+        leaves = y1 if upright else y0 + (min(x1, column + 0.5) - x0) * slope
+        top, bottom = min(enters, leaves), max(enters, leaves)
+        start, end = math.ceil(top), math.floor(bottom)
+        if start > end:
+            start = end = int((top + bottom) / 2 + 0.5)
+        pixels[start : end + 1, column] = True
+    for x, y in ((x0, y0), (x1, y1)):
+        pixels[int(y + 0.5), int(x + 0.5)] = True
 
 
 def _cells(pixels: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -56,7 +56,7 @@ def test_a_snapshot_holds_runs_and_the_newest_in_full(tmp_path: Path) -> None:
     path = tmp_path / "f.db"
     write(path, range(4))
     with feed(path) as source:
-        snapshot = source.read(Selection())
+        snapshot = source.read(Selection(view="overview"))
     assert snapshot.source is SourceState.LIVE
     assert snapshot.counters == {"stored": 3}
     (summary,) = snapshot.runs
@@ -101,6 +101,17 @@ def test_without_a_daemon_its_database_is_shown_and_the_state_says_so(
     assert snapshot.source is SourceState.DOWN
     assert snapshot.state(snapshot.runs[0]) is RunState.ENDED
     assert snapshot.error == ""
+
+
+def test_a_daemon_that_is_late_once_is_not_down(tmp_path: Path) -> None:
+    path = tmp_path / "f.db"
+    write(path, range(2))
+    up = {"database": str(path), "counters": {"stored": 3}}
+    answers = iter([up, None, up, None, None, None, up])
+    with Feed(endpoint="ipc:///x/s", database=path, clock=lambda: NOW, ask=lambda endpoint: next(answers)) as source:
+        said = [source.read(Selection()).source for _ in range(7)]
+    live, down = SourceState.LIVE, SourceState.DOWN
+    assert said == [live, live, live, live, down, down, live]
 
 
 def test_no_daemon_and_no_database_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

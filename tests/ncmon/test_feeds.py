@@ -198,7 +198,7 @@ def test_one_daemon_has_any_number_of_viewers_and_they_find_it_again(place: Plac
     assert sum(snapshot.source is SourceState.LIVE for snapshot in found) > 48  # a busy machine may miss some
     assert {snapshot.runs[0].step for snapshot in found if snapshot.runs} == {1}
     place.kill("d")
-    assert viewers[0].read(Selection()).source is SourceState.DOWN
+    wait_for(lambda: viewers[0].read(Selection()).source is SourceState.DOWN, "DOWN")
     place.daemon("d")
     deliver(endpoint, range(2, 3), run_id="r", name="r")
     for feed in viewers:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
+import time
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -11,12 +13,13 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
+from textual.css.query import NoMatches
 
 from ncmon.alerts import RULES, title_of
 from ncmon.feed import Snapshot, SourceState
 from ncmon.model import Alert, Run
 from ncmon.tui import palette
-from ncmon.tui.format import age, clock, number, printable
+from ncmon.tui.format import ago, day_clock, moment, number, printable
 from ncmon.tui.screens.base import DataScreen, Sheet, key_of
 from ncmon.tui.widgets.lines import Row, Span
 from ncmon.tui.widgets.status import Text
@@ -52,6 +55,8 @@ class AlertsScreen(DataScreen):
 
     def __init__(self) -> None:
         super().__init__(id="alerts")
+        self._said: tuple[str, int] = ("", 0)
+        """What is shown that the clock changes: how long ago something was, and which day it is."""
 
     def compose_body(self) -> ComposeResult:
         """Make the widgets."""
@@ -82,8 +87,17 @@ class AlertsScreen(DataScreen):
         return [(" alerts", palette.BOLD), (said, palette.NULL)]
 
     def tick(self, snapshot: Snapshot) -> None:
-        """The table says since when."""
-        self.again()
+        """Times are of the day and stand still; how long ago something was changes once a minute."""
+        with contextlib.suppress(NoMatches):
+            if self._by_the_clock(snapshot) == self._said:
+                self.show_status(snapshot)
+            else:
+                self.show(snapshot)
+
+    def _by_the_clock(self, snapshot: Snapshot) -> tuple[str, int]:
+        chosen = next((alert for alert in snapshot.alerts if key_of(alert) == self.cursor), None)
+        passed = "" if chosen is None else ago(snapshot.taken_at - chosen.since)
+        return passed, time.localtime(snapshot.taken_at).tm_yday
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw a snapshot."""
@@ -101,7 +115,9 @@ class AlertsScreen(DataScreen):
         )
         if text.display:
             chosen = next((alert for alert in alerts if key_of(alert) == table.cursor), None)
-            text.show(_explained(chosen, runs, text.size.width) if chosen is not None else [])
+            rows = _explained(chosen, runs, text.size.width, snapshot.taken_at) if chosen is not None else []
+            text.show(rows)
+        self._said = self._by_the_clock(snapshot)
 
     @property
     def cursor(self) -> tuple[str, int] | None:
@@ -191,7 +207,7 @@ def _cells(alert: Alert, runs: Mapping[str, Run], now: float, *, ascii: bool) ->
         (run.name if run is not None else alert.run_id, plain),
         (alert.layer or "-", plain),
         (name or "-", plain),
-        (age(now - alert.since), plain),
+        (day_clock(alert.since, now), plain),
         (state, style if state == "open" else palette.DIM),
         (str(alert.epoch + 1) if alert.epoch >= 0 else "-", plain),
         (number(alert.value), plain),
@@ -200,19 +216,19 @@ def _cells(alert: Alert, runs: Mapping[str, Run], now: float, *, ascii: bool) ->
     ]
 
 
-def _explained(alert: Alert, runs: Mapping[str, Run], width: int) -> list[Row]:
+def _explained(alert: Alert, runs: Mapping[str, Run], width: int, now: float) -> list[Row]:
     """Return what an alert says, what its rule means, and what to do."""
     glyph, style = style_of(alert)
     run = runs.get(alert.run_id)
     head = f"{title_of(alert.rule)}  {printable(run.name if run is not None else alert.run_id)}"
     rows: list[Row] = [((f" {glyph} ", style), (head, palette.BOLD)), *_wrapped(alert.text, width, palette.NULL)]
-    times = [f"since {clock(alert.since)}"]
+    times = [f"since {moment(alert.since, now)}, {ago(now - alert.since)}"]
     if alert.epoch >= 0:
         times.append(f"epoch {alert.epoch + 1}")
     if alert.cleared is not None:
-        times.append(f"over at {clock(alert.cleared)}")
+        times.append(f"over at {moment(alert.cleared, now)}")
     if alert.acknowledged is not None:
-        times.append(f"acknowledged at {clock(alert.acknowledged)}")
+        times.append(f"acknowledged at {moment(alert.acknowledged, now)}")
     rows.append(((f"  {', '.join(times)}", palette.DIM),))
     rule = _ADVICE.get(alert.rule)
     if rule is not None:

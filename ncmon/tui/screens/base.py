@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 ROOM_FOR_TITLE = 120
 """Columns from which the status line says what an alert is about, and not only that there is one."""
 
+ROOM_FOR_CLOCK = 60
+"""Columns from which it says what time it is."""
+
 LEAST_CUT = 12
 """Columns of a text that is cut, below which it is left out."""
 
@@ -92,9 +95,10 @@ class DataScreen(Screen[None]):
 
     def again(self) -> None:
         """Draw what there is, as soon as there are widgets to draw on; the footer is the last of them."""
-        if (snapshot := self.ncmon.shown) is not None and self.query(Foot):
+        if (snapshot := self.ncmon.shown) is not None:
             # While the application ends, widgets go one by one and a last snapshot may still come.
             with contextlib.suppress(NoMatches):
+                self.query_one("#foot")
                 self.show(snapshot)
 
     def on_screen_resume(self) -> None:
@@ -118,7 +122,9 @@ class DataScreen(Screen[None]):
             behind = age(self.ncmon.clock() - self.ncmon.frozen_at)
             spans.insert(0, (f"FROZEN +{behind}  ", palette.WARN))
         if snapshot.source is not SourceState.REPLAY:
-            spans.append((f"  {clock(snapshot.taken_at)}", palette.DIM))
+            # Of a narrow line the name of the run needs that room more.
+            if self.size.width >= ROOM_FOR_CLOCK:
+                spans.append((f"  {clock(snapshot.taken_at)}", palette.DIM))
         elif (heard := last_heard(snapshot)) is not None:
             spans.append((f" {day_clock(heard, snapshot.taken_at)}", palette.DIM))
         return [("  ", palette.NULL), *spans, (" ", palette.NULL)]
@@ -256,6 +262,16 @@ def last_heard(snapshot: Snapshot) -> float | None:
         if summary.run.last_seen is not None and wanted in (None, summary.run.run_id)
     ]
     return max(heard, default=None)
+
+
+def whole(spans: list[Span], room: int) -> list[Span]:
+    """Return what has room, each piece whole or not at all: half a number is another number."""
+    kept: list[Span] = []
+    for text, style in spans:
+        if (room := room - width(text)) < 0:
+            break
+        kept.append((text, style))
+    return kept
 
 
 def justified(left: list[Span], right: list[Span], room: int) -> Row:

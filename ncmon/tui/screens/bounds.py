@@ -32,7 +32,7 @@ from ncmon.tui.widgets.status import Text
 from ncmon.tui.widgets.table import Cell, Column, Table
 
 COLUMNS = (
-    Column(title="QUANTITY", width=15, rank=0, right=False, grows=True),
+    Column(title="QUANTITY", width=15, rank=0, right=False, grows=True, most=40),
     Column(title="MEASURED", width=8, rank=1),
     Column(title="BOUND", width=10, rank=1, right=False),
     Column(title="SLACK", width=7, rank=2),
@@ -339,15 +339,17 @@ def _bars(verdict: Verdict, run: Run, width: int, most: int) -> Sequence[Row]:
     """Return a bar a class: its slack, least first; classes without a bound are counted."""
     assert verdict.slacks is not None
     slacks = verdict.slacks
-    order = np.argsort(slacks, kind="stable")
-    known = [int(i) for i in order if not np.isnan(slacks[i])]
+    without = int(np.count_nonzero(np.isnan(slacks)))
+    known = len(slacks) - without
     if not known:
         return []
-    top = max(float(slacks[known[-1]]), 1e-9)
-    names = min(max(len(run.class_name(i)) for i in known[:most]), 10)
+    order = np.argsort(slacks, kind="stable")  # NaN comes last
+    shown = order[: min(most, known)].tolist()
+    top = max(float(slacks[order[known - 1]]), 1e-9)
+    names = min(max(len(run.class_name(i)) for i in shown), 10)
     room = max(min(width, 120) // 2 - names - 12, 4)
     cells: list[tuple[Row, int]] = []
-    for i in known[:most]:
+    for i in shown:
         size = max(float(slacks[i]), 0.0) / top * room
         style = STYLES["VIOLATED"] if slacks[i] < -1e-5 else palette.SERIES[2]
         bar = "█" * int(size) + ("▌" if size - int(size) >= 0.5 else "")
@@ -366,8 +368,7 @@ def _bars(verdict: Verdict, run: Run, width: int, most: int) -> Sequence[Row]:
         rows.append(row)
     if width < 60:
         rows += [row for row, _ in cells[half:]]
-    more = len(known) - len(cells)
-    without = int(np.count_nonzero(np.isnan(slacks)))
+    more = known - len(cells)
     if more or without:
         text = ", ".join(
             part for part in (f"{more} more" if more else "", f"{without} without" if without else "") if part

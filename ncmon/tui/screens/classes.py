@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import ClassVar
 
@@ -13,13 +14,13 @@ from textual.containers import Container
 
 from ncmon.feed import Snapshot, target_of
 from ncmon.model import CLASSIFIER_INPUT, FloatArray, Run
-from ncmon.store.screens import ClassPart
+from ncmon.store.screens import ClassPart, arranged, class_array
 from ncmon.tui import palette
-from ncmon.tui.format import cosine, number, percent, printable
+from ncmon.tui.format import cosine, number, percent, printable, width
 from ncmon.tui.look import AXES, CLASS_SORTS, Look
-from ncmon.tui.plots import framed, moment, timeline, x_of, x_values
+from ncmon.tui.plots import framed, moment, timeline, x_of
 from ncmon.tui.raster import Scale
-from ncmon.tui.screens.base import OneRunScreen, Sheet, shown_split
+from ncmon.tui.screens.base import OneRunScreen, Sheet, shown_split, whole
 from ncmon.tui.verdicts import ROUNDING
 from ncmon.tui.widgets.chart import Chart, Level, Line, Picture
 from ncmon.tui.widgets.heatmap import HeatMap, HeatPicture
@@ -28,10 +29,10 @@ from ncmon.tui.widgets.status import Text
 from ncmon.tui.widgets.table import Cell, Column, Table
 
 COLUMNS = (
-    Column(title="CLASS", width=6, rank=0, right=False, grows=True),
+    Column(title="CLASS", width=6, rank=0, right=False, grows=True, most=24),
     Column(title="INTRA", width=6, rank=0),
     Column(title="CERTIFIED", width=9, rank=2, right=False),
-    Column(title="NEAREST", width=7, rank=1, right=False, grows=True),
+    Column(title="NEAREST", width=7, rank=1, right=False, grows=True, most=24),
     Column(title="COS", width=6, rank=1),
     Column(title="ACC%", width=5, rank=3),
     Column(title="LOSS", width=7, rank=4),
@@ -105,10 +106,16 @@ class ClassesScreen(OneRunScreen):
             return
         run = detail.run
         pairs, table, chart = self.query_one(HeatMap), self.query_one(Table), self.query_one(Chart)
-        order = arranged(part, run.n_classes, CLASS_SORTS[self.ncmon.look.class_sort], turned=self._reversed)
-        if order and self._chose != run.run_id and self.ncmon.selection.run_id in (None, run.run_id):
-            self.ncmon.select(index=order[0])
-        index = min(max(self.ncmon.selection.index, 0), max(run.n_classes - 1, 0))
+        sort = CLASS_SORTS[self.ncmon.look.class_sort]
+        order = arranged(part.arrays, run.n_classes, sort, turned=self._reversed)
+        # Who leads the table may be another class with every window: the feed finds it out and reads its history.
+        wanted = "" if self._chose == run.run_id else f"-{sort}" if self._reversed else sort
+        if order and self.ncmon.selection.run_id in (None, run.run_id):
+            self.ncmon.select(order=wanted)
+        index = part.index if wanted else self.ncmon.selection.index
+        if wanted and snapshot.selection.order != wanted and order:
+            index = order[0]
+        index = min(max(index, 0), max(run.n_classes - 1, 0))
         if pairs.display:
             self._make_room(pairs, chart, run)
             pairs.show(pair_picture(part, run, index))
@@ -118,7 +125,8 @@ class ClassesScreen(OneRunScreen):
             picture = history(part, run, self.ncmon.look)
             cursor = moment(detail, snapshot.selection, self.ncmon.look)
             chart.show(framed(picture, self.ncmon.look, cursor=cursor, zoom=self.ncmon.zoom))
-        self.query_one("#classes-note", Text).show([tuple(_note(part, run))])
+        note = self.query_one("#classes-note", Text)
+        note.show([tuple(whole(_note(part, run), note.size.width))])
 
     def _make_room(self, pairs: HeatMap, chart: Chart, run: Run) -> None:
         """Give the map the width that its classes need, somewhat less than half of the screen, and the height."""
@@ -129,7 +137,7 @@ class ClassesScreen(OneRunScreen):
         if chart.styles.height is None or str(chart.styles.height) != str(below):
             chart.styles.height = below
             self.call_after_refresh(self.again)
-        names = min(max(len(run.class_name(i)) for i in range(run.n_classes)), 8) + 2
+        names = min(_longest(_names(run.n_classes, run.class_names)), 8) + 2
         room = self.size.width * 9 // 20
         each = next((cell for cell in (4, 3, 2) if names + run.n_classes * cell + 1 <= room), 2)
         wanted = min(max(names + run.n_classes * each + 2, 36), room)
@@ -179,7 +187,7 @@ class ClassesScreen(OneRunScreen):
         snapshot = self.ncmon.shown
         if snapshot is not None and snapshot.detail is not None:
             self._chose = snapshot.detail.run.run_id
-            self.ncmon.select(index=index)
+            self.ncmon.select(index=index, order="")
             self.again()
 
     def on_chart_picked(self, message: Chart.Picked) -> None:
@@ -201,29 +209,17 @@ class ClassesScreen(OneRunScreen):
 
 
 def _of(part: ClassPart, name: str, n_classes: int) -> FloatArray:
-    found = part.arrays.get(name)
-    return found if found is not None and len(found) == n_classes else np.full(n_classes, np.nan)
-
-
-def arranged(part: ClassPart, n_classes: int, sort: str, *, turned: bool = False) -> list[int]:
-    """Return the classes in the order of the table; those without a value come last."""
-    key = {
-        "class": np.arange(n_classes, dtype=np.float64),
-        # The margin: how much nearer a class is to itself than to the class it is nearest to.
-        "worst": _of(part, "intra_cos", n_classes) - _of(part, "nearest_cos", n_classes),
-        "confused": -_of(part, "nearest_cos", n_classes),
-        "accuracy": _of(part, "class_accuracy", n_classes),
-    }[sort]
-    if np.isnan(key).all():
-        key = np.arange(n_classes, dtype=np.float64)
-    order = np.argsort(key, kind="stable")
-    known = order[~np.isnan(key[order])].tolist()
-    return (known[::-1] if turned else known) + np.flatnonzero(np.isnan(key)).tolist()
+    return class_array(part.arrays, name, n_classes)
 
 
 @lru_cache(maxsize=4)
 def _names(count: int, given: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(printable(given[i]) if i < len(given) else str(i) for i in range(count))
+
+
+@lru_cache(maxsize=4)
+def _longest(names: tuple[str, ...]) -> int:
+    return max(map(width, names), default=0)
 
 
 def pair_picture(part: ClassPart, run: Run, index: int) -> HeatPicture:
@@ -258,15 +254,14 @@ def pair_picture(part: ClassPart, run: Run, index: int) -> HeatPicture:
 def history(part: ClassPart, run: Run, look: Look) -> Picture:
     """Return one class over time: what is measured within it and to its nearest class, and what is certified."""
     name = printable(run.class_name(part.index))[:16]
-    x = x_values(run, AXES[look.axis], part.history_step, part.history_epoch, part.history_time)
     lines = [
-        Line(name=title, x=x, y=part.history[metric], style=style, pattern=pattern)
+        Line(name=title, x=x_of(columns, run, look), y=columns.value, style=style, pattern=pattern)
         for metric, title, style, pattern in (
             ("intra_cos", "intra", palette.SERIES[0], palette.PATTERNS[0]),
             ("nearest_cos", "nearest", palette.SERIES[1], palette.PATTERNS[1]),
             ("cert_intra", "certified", palette.BOUND, palette.PATTERNS[2]),
         )
-        if metric in part.history and len(x)
+        if (columns := part.history.get(metric)) is not None and len(columns)
     ]
     low = min([-0.2, *(float(np.nanmin(line.y)) for line in lines if np.isfinite(line.y).any())])
     target = target_of("nearest_cos", run.n_classes) if run.n_classes > 1 else None
@@ -279,18 +274,19 @@ def history(part: ClassPart, run: Run, look: Look) -> Picture:
 
 def _cells(part: ClassPart, run: Run, index: int) -> list[Cell]:
     def at(name: str) -> float:
-        return float(_of(part, name, run.n_classes)[index])
+        found = part.arrays.get(name)
+        return float(found[index]) if found is not None and len(found) == run.n_classes else float("nan")
 
     intra, bound, nearest = at("intra_cos"), at("cert_intra"), at("nearest_class")
-    other = "-" if np.isnan(nearest) else printable(run.class_name(int(nearest)))
-    if np.isnan(bound):
+    other = "-" if math.isnan(nearest) else printable(run.class_name(int(nearest)))
+    if math.isnan(bound):
         certified: Cell = ("x no" if "cert_intra" in part.arrays else "-", palette.DIM)
     elif intra - bound < -ROUNDING:
         certified = (f"! {bound:.3f}", palette.BAD)
     else:
         certified = (f"= {bound:.3f}", palette.GOOD)
     close = at("nearest_cos")
-    confused = not np.isnan(close) and close > intra
+    confused = close > intra
     return [
         (printable(run.class_name(index)), palette.NULL),
         (cosine(intra), palette.NULL),
@@ -300,7 +296,7 @@ def _cells(part: ClassPart, run: Run, index: int) -> list[Cell]:
         (percent(at("class_accuracy")), palette.NULL),
         (number(at("class_loss"), 7), palette.NULL),
         (cosine(at("nc3_cos_class")), palette.NULL),
-        ("-" if np.isnan(at("count")) else f"{at('count'):.0f}", palette.DIM),
+        ("-" if math.isnan(at("count")) else f"{at('count'):.0f}", palette.DIM),
     ]
 
 

@@ -27,7 +27,7 @@ from ncmon.tui.widgets.table import Cell, Column, Table
 
 COLUMNS = (
     Column(title="", width=2, rank=0, right=False),
-    Column(title="RUN", width=12, rank=0, right=False, grows=True),
+    Column(title="RUN", width=12, rank=0, right=False, grows=True, most=60),
     Column(title="LAST", width=8, rank=0),
     Column(title="TO BASE", width=8, rank=1),
     Column(title="REACHED", width=8, rank=2),
@@ -37,6 +37,20 @@ COLUMNS = (
     Column(title="NC1", width=8, rank=5),
     Column(title="INTRA", width=6, rank=6),
 )
+TITLES = {
+    "nc1_pinv": "NC1",
+    "intra_cos_min": "min intra cosine",
+    "inter_cos_max": "max inter cosine",
+    "cert_intra_min": "certified min intra cosine",
+    "nc2_maxangle": "NC2 angles",
+    "nc3_cos_min": "NC3 min cosine",
+    "ce_loss": "loss",
+    "ce_gap": "loss gap",
+    "accuracy": "accuracy",
+    "ncc_acc": "nearest class mean right",
+    "effective_depth": "effective depth",
+}
+"""As the other screens call them; the registry's titles leave no room for the names of the runs."""
 BETTER = {metric.name: metric.better for metric in METRICS}
 SMALL_WIDTH, SMALL_HEIGHT, NAME = 60, 14, 18
 
@@ -225,7 +239,9 @@ def overlay(runs: Sequence[Compared], metric: str, look: Look) -> Picture:
             lines.append(Line(name=name, x=x, y=one.columns.value, style=style, pattern=pattern))  # type: ignore[arg-type]
     values = [line.y[np.isfinite(line.y)] for line in lines]
     positive = all((value > 0).all() for value in values)
-    return Picture(title=metric, lines=tuple(lines), log=look.log and positive and "cos" not in metric)
+    return Picture(
+        title=TITLES.get(metric, metric), lines=tuple(lines), log=look.log and positive and "cos" not in metric
+    )
 
 
 def reached(columns: Columns, value: float, better: str) -> int | None:

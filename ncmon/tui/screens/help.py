@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rich.console import Group
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text as RichText
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -25,6 +26,7 @@ from ncmon.tui.screens.compare import CompareScreen
 from ncmon.tui.screens.layers import LayersScreen
 from ncmon.tui.screens.overview import OverviewScreen
 from ncmon.tui.screens.run import RunScreen
+from ncmon.tui.widgets.lines import ascii_text
 from ncmon.tui.widgets.table import Table
 
 QUESTIONS = (
@@ -81,14 +83,18 @@ class HelpScreen(ModalScreen[None]):
     def on_mount(self) -> None:
         """Begin with everything."""
         self.query_one("#help", VerticalScroll).can_focus = False
-        self.query_one("#entries", Static).update(entries(""))
+        self._show("")
         field = self.query_one(Input)
         field.cursor_blink = False  # Blinking sends bytes for ever.
         field.focus()
 
     def on_input_changed(self, message: Input.Changed) -> None:
         """Search while typing."""
-        self.query_one("#entries", Static).update(entries(message.value))
+        self._show(message.value)
+
+    def _show(self, search: str) -> None:
+        ascii_only = bool(getattr(self.app, "ascii_only", False))
+        self.query_one("#entries", Static).update(entries(search, ascii=ascii_only))
 
     def action_scroll(self, by: int) -> None:
         """Scroll by lines."""
@@ -99,7 +105,12 @@ class HelpScreen(ModalScreen[None]):
         self.dismiss()
 
 
-def entries(search: str) -> Group:
+def _below(text: str, style: str = "") -> RenderableType:
+    """Return a text that belongs to the line above it, and stays behind its beginning where it takes several lines."""
+    return Padding(RichText(text, style=style), (0, 0, 0, 6))
+
+
+def entries(search: str, *, ascii: bool = False) -> Group:
     """Return the keys and the metrics that contain every word of `search`."""
     words = search.lower().split()
 
@@ -107,11 +118,12 @@ def entries(search: str) -> Group:
         text = " ".join(texts).lower()
         return all(word in text for word in words)
 
-    lines: list[RichText] = []
+    lines: list[RenderableType] = []
     if not words:
         lines.append(RichText("What to look at", style="bold"))
         for key, ask, say in QUESTIONS:
-            lines += [RichText.assemble((f"  {key} ", "bold"), ask), RichText(f"      {say}", style="dim")]
+            said = ascii_text(say) if ascii else say
+            lines += [RichText.assemble((f"  {key} ", "bold"), ask), _below(said, "dim")]
         lines.append(RichText(""))
     everywhere = keys_of(NcmonKeys)
     for heading, place in (("Keys", NcmonKeys), *SCREENS):
@@ -132,8 +144,7 @@ def entries(search: str) -> Group:
             target = getattr(entry, "at_collapse", "")
             at = f"  at collapse {target}" if target else ""
             lines.append(RichText.assemble(("  " + entry.name, "bold"), f"  {entry.title}", (at, "dim")))
-            lines.append(RichText(f"      {entry.definition}"))
-            lines.append(RichText(f"      {entry.source}", style="dim"))
+            lines += [_below(entry.definition), _below(entry.source, "dim")]
         lines.append(RichText(""))
     rules = [rule for rule in RULES if matches(rule.name, rule.title, rule.meaning, rule.advice)]
     if rules:
@@ -142,6 +153,6 @@ def entries(search: str) -> Group:
             lines.append(
                 RichText.assemble(("  " + rule.name, "bold"), f"  {rule.title}", (f"  {rule.severity}", "dim"))
             )
-            lines += [RichText(f"      {rule.meaning}"), RichText(f"      {rule.advice}", style="dim")]
+            lines += [_below(rule.meaning), _below(rule.advice, "dim")]
         lines.append(RichText(""))
     return Group(*(lines or [RichText(f"Nothing here says {search!r}")]))

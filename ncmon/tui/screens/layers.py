@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -15,10 +16,10 @@ from ncmon.metrics import by_name
 from ncmon.model import CLASSIFIER_INPUT
 from ncmon.store.screens import LayerPart
 from ncmon.tui import heat, palette
-from ncmon.tui.format import cosine, number, percent, printable, width
+from ncmon.tui.format import cosine, number, percent, printable
 from ncmon.tui.look import LAYER_METRICS, Look
 from ncmon.tui.raster import Scale, scale_of
-from ncmon.tui.screens.base import OneRunScreen, Sheet, shown_split
+from ncmon.tui.screens.base import OneRunScreen, Sheet, shown_split, whole
 from ncmon.tui.widgets.chart import Chart, Line, Picture
 from ncmon.tui.widgets.heatmap import HeatMap, HeatPicture
 from ncmon.tui.widgets.lines import Span
@@ -35,13 +36,15 @@ TITLES = {
 }
 COLUMNS = (
     Column(title="#", width=3, rank=4),
-    Column(title="LAYER", width=16, rank=0, right=False, grows=True),
+    Column(title="LAYER", width=16, rank=0, right=False, grows=True, most=40),
     Column(title="NC1", width=7, rank=1),
     Column(title="INTRA", width=6, rank=2),
     Column(title="INTER", width=6, rank=3),
     Column(title="NCC%", width=5, rank=2),
     Column(title="NC2", width=6, rank=5),
 )
+TALLEST = 9
+"""Lines of a layer in the map: of few layers it fills its half of the screen all the same."""
 WIDE, SMALL_WIDTH, SMALL_HEIGHT = 140, 60, 14
 
 
@@ -124,7 +127,7 @@ class LayersScreen(OneRunScreen):
         if table.display:
             table.show(COLUMNS, part.layers, lambda place: _cells(part, place), cursor=layer or None)
         note = self.query_one("#layers-note", Text)
-        note.show([tuple(_whole(_note(part), note.size.width))])
+        note.show([tuple(whole(_note(part), note.size.width))])
 
     def _make_room(self, picture: HeatMap, layers: int) -> None:
         """Give the map the lines that its layers need, half of the screen at most."""
@@ -185,12 +188,17 @@ class LayersScreen(OneRunScreen):
         return ("index", "layer", *names), rows
 
 
+@lru_cache(maxsize=4)
+def _names(layers: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(printable, layers))
+
+
 def heat_picture(part: LayerPart, layer: str, *, following: bool) -> HeatPicture:
     """Return the picture layers x time: the nearer to collapse, the farther right on the scale."""
     metric = by_name(part.metric)
     log = part.metric.startswith(("nc1", "nc2"))
-    finite = part.values[np.isfinite(part.values)]
-    if log or not finite.size:
+    finite = part.values[:0] if log else part.values[np.isfinite(part.values)]
+    if not finite.size:
         scale = scale_of([part.values], log=log)
     elif part.metric.startswith("in"):
         scale = Scale(low=min(-0.2, float(np.floor(finite.min() * 10) / 10)), high=1.0)
@@ -202,12 +210,13 @@ def heat_picture(part: LayerPart, layer: str, *, following: bool) -> HeatPicture
         values=part.values,
         scale=scale,
         flip=metric.better == "lower",
-        row_names=[printable(name) for name in part.layers],
+        row_names=_names(part.layers),
         ticks=_ticks(part),
         row=part.layers.index(layer) if layer in part.layers else -1,
         column=-1 if following else part.place,
         row_pool=pool,
         capacity=_capacity(len(part.step)),
+        tall=TALLEST,
         ends=("far", "collapsed"),
     )
 
@@ -275,16 +284,6 @@ def _cells(part: LayerPart, place: int) -> list[Cell]:
         (percent(at("ncc_acc")), palette.GOOD if solved else plain),
         (number(at("nc2_etf_err"), 6), plain),
     ]
-
-
-def _whole(spans: list[Span], room: int) -> list[Span]:
-    """Return what has room, each piece whole or not at all: half a number is another number."""
-    kept: list[Span] = []
-    for text, style in spans:
-        if (room := room - width(text)) < 0:
-            break
-        kept.append((text, style))
-    return kept
 
 
 def _note(part: LayerPart) -> list[Span]:

@@ -27,6 +27,8 @@ from ncmon.tui.widgets.status import Text
 NC1 = ("nc1_pinv", "nc1_cdnv", "nc1_trace_ratio")
 PANELS = ("nc1", "cosine", "nc23", "loss")
 WIDE, TALL_ENOUGH, WIDE_ENOUGH = 120, 14, 60
+LEAST_CONFIG = 4
+"""The configuration has at least one part in so many of the panel, if it needs it."""
 
 
 class RunScreen(OneRunScreen):
@@ -102,7 +104,7 @@ class RunScreen(OneRunScreen):
         values.show([_values(detail, snapshot.selection.step, values.size.width)])
         side = self.query_one("#side", Text)
         if side.display:
-            side.show(_side(detail, side.size.width))
+            side.show(_side(detail, *side.size))
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 
@@ -305,8 +307,11 @@ def _trust(detail: Detail, splits: Sequence[str], layer: str) -> Iterator[tuple[
             )
 
 
-def _side(detail: Detail, width: int) -> list[Row]:
-    """Return the panel of wide terminals: every reading of the last windows, and the configuration."""
+def _side(detail: Detail, width: int, height: int) -> list[Row]:
+    """Return the panel of wide terminals: the readings of the last windows, and the configuration.
+
+    Where there is no room for both the configuration keeps some of it, and each says that there is more.
+    """
     rows: list[Row] = []
     layer = detail.layer.name if detail.layer is not None else ""
     splits = [split for split in detail.splits if split in detail.latest][:2]
@@ -329,8 +334,18 @@ def _side(detail: Detail, width: int) -> list[Row]:
             values.append(number(reading.value if reading is not None else None))
         style = palette.BOUND if name.startswith("cert") else palette.NULL
         rows.append(((fit(f" {name}", name_width + 1), style), ("".join(f" {v:>10}" for v in values), palette.NULL)))
-    rows += [(), ((" config", palette.BOLD),)]
+    config: list[Row] = [(), ((" config", palette.BOLD),)]
     for key, value in detail.run.config.items():
         text = number(value) if isinstance(value, float) else str(value)
-        rows.append(((fit(f" {key}", 16), palette.DIM), (fit(f" {text}", max(width - 16, 1)), palette.NULL)))
-    return rows
+        config.append(((fit(f" {key}", 16), palette.DIM), (fit(f" {text}", max(width - 16, 1)), palette.NULL)))
+    room = max(height - len(rows), min(height // LEAST_CONFIG, len(config)))
+    shown = _cut(config, room)
+    return _cut(rows, height - len(shown), ", y copies all of them") + shown
+
+
+def _cut(rows: list[Row], room: int, rest: str = "") -> list[Row]:
+    """Return as many rows as have room; the last one says how many there are beside them."""
+    if len(rows) <= room:
+        return rows
+    kept = max(room - 1, 0)
+    return [*rows[:kept], ((f" … {len(rows) - kept} more{rest}", palette.DIM),)][:room]

@@ -84,6 +84,8 @@ class Plot:
     """What stands before each row."""
     tails: tuple[Level | None, ...]
     """The level whose name stands at each row's end."""
+    traces: tuple[raster.Trace, ...]
+    """The lines, in the order of the picture."""
 
     def kept(self, other: Plot) -> list[bool]:
         """Return which rows are the same as those of another plot."""
@@ -193,13 +195,22 @@ def drawn(
     for level in picture.levels:
         place = float(y_scale.place(np.array([level.value]))[0])
         layers.append((raster.draw_level(place, columns=columns, rows=plot_rows), level.style, "."))
+    known = before[0].traces if before is not None else ()
+    traces = tuple(
+        raster.traced(
+            line.x,
+            line.y,
+            across=x_scale,
+            up=y_scale,
+            columns=columns,
+            rows=plot_rows,
+            style=line.pattern,
+            before=known[number] if number < len(known) else None,
+        )
+        for number, line in enumerate(shown)
+    )
     for number in range(len(shown) - 1, -1, -1):
-        line = shown[number]
-        across = x_scale.place(line.x.astype(np.float64))
-        kept = raster.m4(across, line.y, low=0.0, high=1.0, columns=raster.DOTS_X * columns)
-        px, py = across[kept], y_scale.place(line.y[kept])
-        bits = raster.draw_line(px, py, columns=columns, rows=plot_rows, style=line.pattern)
-        layers.append((bits, line.style, MARKS[number % len(MARKS)]))
+        layers.append((traces[number].bits, shown[number].style, MARKS[number % len(MARKS)]))
 
     labels = _labels(y_scale, plot_rows)
     points, owner = _cells(layers, ascii, _cross(picture.cursor, x_scale, columns))
@@ -209,6 +220,7 @@ def drawn(
         styles=(palette.DIM, *(style for _, style, _ in layers), palette.CURSOR),
         heads=tuple(f"{labels.get(y, ''):>{LABEL_WIDTH}} {bar}" for y in range(plot_rows)),
         tails=_named(picture.levels, layers, columns),
+        traces=traces,
     )
     stays = plot.kept(before[0]) if before is not None else [False] * plot_rows
     new = plot.rows([not same for same in stays])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from textual.message import Message
 
 from ncmon.cells import lanes
 from ncmon.cells import width as cell_width
-from ncmon.model import FloatArray
+from ncmon.model import FloatArray, IntArray
 from ncmon.tui import heat, palette
 from ncmon.tui.format import cut, fit, printable, tick
 from ncmon.tui.raster import Scale
@@ -74,6 +75,7 @@ class HeatMap(Lines):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.picture: HeatPicture | None = None
+        self._drawn: Drawn | None = None
 
     def show(self, picture: HeatPicture) -> None:
         """Show a picture; rows that are the same are not sent again, and the same picture is not drawn again."""
@@ -83,7 +85,10 @@ class HeatMap(Lines):
 
     def compose_rows(self, width: int, height: int) -> Sequence[Row]:
         """Return the rows of the map."""
-        return heat_rows(self.picture, width, height, ink=self.ink) if self.picture is not None else []
+        if self.picture is None:
+            return []
+        rows, self._drawn = drawn(self.picture, width, height, ink=self.ink, before=self._drawn)
+        return rows
 
     def on_click(self, event: events.Click) -> None:
         """Say what was clicked."""
@@ -136,7 +141,7 @@ def layout(picture: HeatPicture, width: int, height: int, *, half: bool) -> Layo
     top = 1 + (bool(picture.column_names) and height > 3)
     axis = bool(picture.ticks) and height > 3
     room = max(height - top - axis, 1)
-    names = max(map(cell_width, picture.row_names), default=0)
+    names = _widest(tuple(picture.row_names))
     left = min(names, max(width // 5, 3)) + 2
     space = max(width - left - 1, 1)
     halved = half and n_rows > room
@@ -155,20 +160,74 @@ def layout(picture: HeatPicture, width: int, height: int, *, half: bool) -> Layo
     return Layout(left=left, top=top, lines=lines, half=halved, row_of=row_of, column_of=column_of, axis=axis)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Drawn:
+    """A map as it was drawn: of the next one only what differs is pooled and composed."""
+
+    picture: HeatPicture
+    grid: Layout
+    ink: Ink
+    starts: IntArray
+    """First column of the matrix of each pooled one."""
+    columns: FloatArray
+    """(rows of the matrix, pooled columns)"""
+    cells: IntArray
+    """(rows of cells, characters) levels."""
+    rows: Sequence[Row]
+    """The lines that hold cells."""
+
+    def leads_to(self, picture: HeatPicture, grid: Layout, ink: Ink) -> bool:
+        """Return whether a map is cut into cells in the same way, but for columns that came."""
+        old = self.picture
+        return (
+            (old.scale, old.flip, old.row_pool, old.column_pool)
+            == (picture.scale, picture.flip, picture.row_pool, picture.column_pool)
+            and (self.ink, self.grid.left, self.grid.half) == (ink, grid.left, grid.half)
+            and len(old.values) == len(picture.values)
+            and np.array_equal(self.grid.row_of, grid.row_of)
+        )
+
+
+@lru_cache(maxsize=8)
+def _widest(names: tuple[str, ...]) -> int:
+    """Return the width of the widest name. Names stay while values come."""
+    return max(map(cell_width, names), default=0)
+
+
 def heat_rows(picture: HeatPicture, width: int, height: int, *, ink: Ink = "colour") -> list[Row]:
     """Return the rows of a map of this size."""
+    return drawn(picture, width, height, ink=ink)[0]
+
+
+def drawn(
+    picture: HeatPicture, width: int, height: int, *, ink: Ink = "colour", before: Drawn | None = None
+) -> tuple[list[Row], Drawn | None]:
+    """Return a map's rows, and how it was drawn; rows that are the same as `before` are those very rows."""
     rows: list[Row] = [_heading(picture, width, ink)]
     if height < 2 or width < 8:
-        return rows[:height]
-    if not picture.values.size or np.isnan(picture.values).all():
-        return [*rows, ((f"  {picture.empty}"[:width], palette.DIM),)]
+        return rows[:height], None
+    same_values = before is not None and before.picture.values is picture.values
+    if not same_values and (not picture.values.size or np.isnan(picture.values).all()):
+        return [*rows, ((f"  {picture.empty}"[:width], palette.DIM),)], None
     grid = layout(picture, width, height, half=ink == "colour")
-    count = {"colour": palette.HEAT_LEVELS, "blocks": len(heat.BLOCKS), "digits": len(heat.DIGITS)}[ink]
-    shown = _shown(picture, grid)
-    cells = heat.levels(shown, picture.scale, count, flip=picture.flip)
+    if before is not None and not before.leads_to(picture, grid, ink):
+        before = None
+    starts, which = np.unique(grid.column_of, return_inverse=True)
+    columns = _pooled_columns(picture, starts, before)
+    if before is not None and columns is before.columns and np.array_equal(before.grid.column_of, grid.column_of):
+        cells = before.cells
+    else:
+        count = {"colour": palette.HEAT_LEVELS, "blocks": len(heat.BLOCKS), "digits": len(heat.DIGITS)}[ink]
+        n_rows = len(np.unique(grid.row_of))
+        pooled = columns[grid.row_of]
+        if n_rows < len(columns):
+            pooled = heat.pooled(columns, n_rows, picture.row_pool, 0)
+        cells = heat.levels(pooled, picture.scale, count, flip=picture.flip)[:, which]
     if grid.top > 1:
         rows.append(_column_heading(picture, grid))
+    stays = _alike(before.cells, cells) if before is not None else np.zeros(len(cells), dtype=np.int64)
     marked = _place(grid.row_of, picture.row)
+    lines: list[Row] = []
     for y in range(grid.lines):
         first = 2 * y if grid.half else y
         here = marked in ((first, first + 1) if grid.half else (first,))
@@ -180,35 +239,68 @@ def heat_rows(picture: HeatPicture, width: int, height: int, *, ink: Ink = "colo
         begins = here and (y == 0 or grid.half or grid.row_of[y] != grid.row_of[y - 1])
         if here and not begins:
             name = ""
-        label = f"{'▸' if begins else ' '}{fit(name, grid.left - 2)} "
-        spans: list[Span] = [(label, palette.BOLD if here else palette.DIM)]
-        below = cells[first + 1] if grid.half and first + 1 < len(cells) else None
-        spans += _line(cells[first], below, grid.half, ink)
-        rows.append(tuple(spans))
+        label = (
+            f"{'▸' if begins else ' '}{fit(name, grid.left - 2)} ",
+            palette.BOLD if here else palette.DIM,
+        )
+        same = int(stays[first : first + 1 + grid.half].min())
+        old = before.rows[y] if before is not None else ()
+        if same == cells.shape[1] == (before.cells.shape[1] if before is not None else -1):
+            lines.append(old if old[0] == label else (label, *old[1:]))
+            continue
+        kept: list[Span] = [label]
+        at = 0
+        # The last piece that stays may have grown.
+        for span in old[1:]:
+            if at + len(span[0]) >= same:
+                break
+            kept.append(span)
+            at += len(span[0])
+        below = cells[first + 1, at:] if grid.half and first + 1 < len(cells) else None
+        lines.append((*kept, *_line(cells[first, at:], below, grid.half, ink)))
+    rows += lines
     if grid.axis:
         rows.append(_axis(picture, grid))
-    return rows
+    return rows, Drawn(
+        picture=picture, grid=grid, ink=ink, starts=starts, columns=columns, cells=cells, rows=tuple(lines)
+    )
 
 
-def _shown(picture: HeatPicture, grid: Layout) -> FloatArray:
-    """Return the values of the cells (rows of cells, characters)."""
-    values = picture.values
-    if picture.scale.log and picture.column_pool == "mean":
-        # The mean of a logarithmic scale is that of the logarithms.
-        values = np.where(values > 0, values, np.nan)
-        return np.exp(_pool(np.log(values), picture, grid))
-    return _pool(values, picture, grid)
+def _alike(old: IntArray, new: IntArray) -> IntArray:
+    """Return up to which character the rows of cells are the same."""
+    common = min(old.shape[1], new.shape[1])
+    differs = old[:, :common] != new[:, :common]
+    return np.where(differs.any(axis=1), differs.argmax(axis=1), common)
 
 
-def _pool(values: FloatArray, picture: HeatPicture, grid: Layout) -> FloatArray:
-    starts, which = np.unique(grid.column_of, return_inverse=True)
+def _pooled_columns(picture: HeatPicture, starts: IntArray, before: Drawn | None) -> FloatArray:
+    """Return the matrix with one column a cell; those that are as before are not pooled again."""
+    values, kept = picture.values, 0
+    if before is not None:
+        known = before.picture.values
+        if known is values and np.array_equal(before.starts, starts):
+            return before.columns
+        common = min(known.shape[1], values.shape[1])
+        # NaN is like NaN here: bits are compared.
+        differs = (_bits(known[:, :common]) != _bits(values[:, :common])).any(axis=0)
+        first = int(differs.argmax()) if differs.any() else common
+        # A pooled column ends where the next begins; the last one may have grown.
+        ends = min(int(np.searchsorted(before.starts[1:], first, side="right")), len(starts) - 1)
+        if ends > 0 and np.array_equal(before.starts[: ends + 1], starts[: ends + 1]):
+            kept = ends
+    came = values[:, starts[kept] :]
     if len(starts) < values.shape[1]:
-        values = heat.reduced(values, starts, picture.column_pool, 1)
-    values = values[:, which]
-    n_rows = len(np.unique(grid.row_of))
-    if n_rows < values.shape[0]:
-        return heat.pooled(values, n_rows, picture.row_pool, 0)
-    return values[grid.row_of]
+        places = starts[kept:] - starts[kept]
+        if picture.scale.log and picture.column_pool == "mean":
+            # The mean of a logarithmic scale is that of the logarithms.
+            came = np.exp(heat.reduced(np.log(np.where(came > 0, came, np.nan)), places, "mean", 1))
+        else:
+            came = heat.reduced(came, places, picture.column_pool, 1)
+    return np.concatenate([before.columns[:, :kept], came], axis=1) if before is not None and kept else came
+
+
+def _bits(values: FloatArray) -> IntArray:
+    return np.ascontiguousarray(values, dtype=np.float64).view(np.int64)
 
 
 def _line(cells: np.ndarray, below: np.ndarray | None, half: bool, ink: Ink) -> list[Span]:

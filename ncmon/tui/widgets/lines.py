@@ -8,6 +8,7 @@ that is the very same as before (`is`) is not even looked at.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -26,6 +27,10 @@ Span = tuple[str, Style]
 """A piece of text and its style."""
 Row = tuple[Span, ...]
 
+
+LONG_BLANK = 16
+"""Cells from which on it is cheaper to go over blanks than to send them again."""
+_BLANK = re.compile(f" {{{LONG_BLANK},}}")
 
 ASCII = str.maketrans("●○▸◂▲▼…─│└┄┃·⠤▁▂▃▄▅▆▇█▌≥≤−", "*o><^v~-|+.|.-__..-=###><-")
 """What stands for a glyph where the terminal knows ASCII only."""
@@ -65,6 +70,35 @@ def changed_part(old: Row | None, new: Row, room: int) -> tuple[int, int]:
     if len(before) != len(after):
         return min(start, room), room
     return min(start, room), min(len(after) - _common(old[::-1], new[::-1], backwards=True), room)
+
+
+def changed_parts(old: Row | None, new: Row, room: int) -> list[tuple[int, int]]:
+    """Return the parts of a row that have to be drawn again: what changed, but for long blanks that stay blank."""
+    start, end = changed_part(old, new, room)
+    if end <= start:
+        return []
+    if old is None or end - start < LONG_BLANK:
+        return [(start, end)]
+    before, after = "".join(text for text, _ in old), "".join(text for text, _ in new)
+    parts: list[tuple[int, int]] = []
+    for blank in _BLANK.finditer(after, start, end):
+        low, high = blank.span()
+        if before[low:high] == blank.group() and _bare(old, low, high) and _bare(new, low, high):
+            parts.append((start, low))
+            start = high
+    return [(low, high) for low, high in (*parts, (start, end)) if low < high]
+
+
+def _bare(row: Row, low: int, high: int) -> bool:
+    """Whether nothing of the styles shows on blanks from one cell to another."""
+    at = 0
+    for text, style in row:
+        if at >= high:
+            break
+        if at + len(text) > low and palette.seen_on_blanks(style):
+            return False
+        at += len(text)
+    return True
 
 
 def _simple(text: str) -> bool:
@@ -168,9 +202,8 @@ class Lines(Widget):
             if ascii_only:
                 shown = tuple((ascii_text(text), style) for text, style in shown)
             new.append(shown)
-            start, end = changed_part(old[y] if known else None, shown, width)
-            if end > start:
-                changed.append(Region(start, y, end - start, 1))
+            if parts := changed_parts(old[y] if known else None, shown, width):
+                changed += [Region(start, y, end - start, 1) for start, end in parts]
                 self._strips.pop(y, None)
         self._rows = new
         if changed:

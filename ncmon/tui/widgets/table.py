@@ -28,6 +28,8 @@ class Column:
     right: bool = True
     grows: bool = False
     """Whether it takes the room that is left; so it is cut where there is too little."""
+    most: int = 1_000
+    """Up to which width: names far from their numbers are hard to read across."""
 
 
 class Table(Lines, can_focus=True):
@@ -167,7 +169,8 @@ def fitted(columns: Sequence[Column], width: int) -> tuple[set[int], list[tuple[
     growing = [i for i in sorted(chosen) if columns[i].grows]
     widths = {i: columns[i].width for i in chosen}
     for number, i in enumerate(growing):
-        widths[i] += max(left, 0) // len(growing) + (1 if number < max(left, 0) % len(growing) else 0)
+        more = max(left, 0) // len(growing) + (1 if number < max(left, 0) % len(growing) else 0)
+        widths[i] = max(min(widths[i] + more, columns[i].most), widths[i])
     return chosen, [(i, max(min(widths[i], max(width, 1)), 1)) for i in sorted(chosen)]
 
 

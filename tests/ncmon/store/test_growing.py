@@ -27,6 +27,7 @@ from tests.factories import make_evaluation, make_run, make_window
 from tests.ncmon.store.batches import stored
 
 MADE = make_evaluation(make_window(run_id="run", exact=False))
+CLASS_NAMES = ("intra_cos", "no_such", "class_loss")
 NAMES = ("ce_loss", "nc1_pinv", "cert_intra_min")
 
 
@@ -50,7 +51,9 @@ class Training:
         window = dataclasses.replace(MADE.window, epoch=step, step=step, split=split, exact=exact, time=float(number))
         last = MADE.layers[-1]
         reading = Reading(value=None, reason=reason) if reason else Reading(value=float(number))
-        layer = dataclasses.replace(last, readings={**last.readings, "ce_loss": reading})
+        losses = np.arange(4.0) + number
+        arrays = {**last.class_arrays, "class_loss": losses}
+        layer = dataclasses.replace(last, readings={**last.readings, "ce_loss": reading}, class_arrays=arrays)
         item = dataclasses.replace(MADE, window=window, layers=(*MADE.layers[:-1], layer))
         self.writer.commit([stored(next(self.seq), item, self.stream)], now=1000.0 + number)
 
@@ -95,6 +98,14 @@ def test_a_history_that_grows_is_the_one_read_at_once(acts: list[tuple[Any, ...]
                 for split in run.splits:
                     found = growing.histories(run, NAMES, memory, layer=CLASSIFIER_INPUT, split=split)
                     the_same(found, run.histories(NAMES, split=split))
+                    of_class = growing.class_histories(run, CLASS_NAMES, memory, split=split, index=1)
+                    assert list(of_class) == ["intra_cos", "class_loss"]
+                    for name, columns in of_class.items():
+                        whole = run.classes(name, split=split)
+                        np.testing.assert_array_equal(columns.value, whole.values[:, 1])
+                        np.testing.assert_array_equal(columns.step, whole.step)
+                        np.testing.assert_array_equal(columns.time, whole.time)
+                        np.testing.assert_array_equal(columns.exact, whole.exact)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from ncmon.model import StreamSeq
 from ncmon.store import screens
 from ncmon.store.queries import Store
-from ncmon.store.screens import Cache, class_part, compared, layer_part, pair_arrays, windows_at
+from ncmon.store.screens import Cache, class_part, compared, layer_part, pair_arrays
 from ncmon.store.writer import Stored, Writer
 from tests.factories import make_evaluation, make_run, make_window
 
@@ -75,14 +75,6 @@ def test_classes_at_a_moment_are_those_of_that_window(database: Path, layer: str
         for step in (None, 2000):
             part = class_part(run, layer, "train", ("intra_cos", "nearest_cos"), 2, step, Cache())
             assert part is not None
-            # What was read already is taken, of that window and of no other.
-            for at in (step, 1000):
-                latest = next(window for window in windows_at(run, at) if window.split == "train")
-                again = class_part(run, layer, "train", (), 2, step, Cache(), latest=latest)
-                assert again is not None
-                assert list(again.arrays) == list(part.arrays)
-                for name, array in again.arrays.items():
-                    np.testing.assert_array_equal(array, part.arrays[name])
             assert part.step == (2300 if step is None else step)
             expected = run.classes("intra_cos", layer=layer, step=part.step).values[-1]
             np.testing.assert_array_equal(part.arrays["intra_cos"], expected)
@@ -92,8 +84,25 @@ def test_classes_at_a_moment_are_those_of_that_window(database: Path, layer: str
             )
             assert part.matrix_epoch + 1 <= part.step / 100
             history = run.classes("intra_cos")
-            np.testing.assert_array_equal(part.history["intra_cos"], history.values[:, 2])
-            np.testing.assert_array_equal(part.history_step, history.step)
+            np.testing.assert_array_equal(part.history["intra_cos"].value, history.values[:, 2])
+            np.testing.assert_array_equal(part.history["intra_cos"].step, history.step)
+
+
+@pytest.mark.parametrize("order", ["worst", "-worst", "class", "-class", "confused", "accuracy"])
+def test_the_history_is_that_of_the_class_that_leads_an_order(database: Path, order: str) -> None:
+    with Store.open(database) as store:
+        run = store.run("run")
+        part = class_part(run, "classifier-input", "train", ("intra_cos",), 2, None, Cache(), order=order)
+        assert part is not None
+        values = {name: run.classes(name).values[-1] for name in ("intra_cos", "nearest_cos", "class_accuracy")}
+        key = {
+            "worst": values["intra_cos"] - values["nearest_cos"],
+            "class": np.arange(4.0),
+            "confused": -values["nearest_cos"],
+            "accuracy": values["class_accuracy"],
+        }[order.removeprefix("-")]
+        assert key[part.index] == (key.max() if order.startswith("-") else key.min())
+        np.testing.assert_array_equal(part.history["intra_cos"].value, run.classes("intra_cos").values[:, part.index])
 
 
 def test_before_the_first_window_there_is_nothing(database: Path) -> None:
@@ -102,21 +111,51 @@ def test_before_the_first_window_there_is_nothing(database: Path) -> None:
         assert class_part(run, "classifier-input", "train", (), 0, 50, Cache()) is None
         assert class_part(run, "classifier-input", "nothing", (), 0, None, Cache()) is None
         assert layer_part(run, "nc1_pinv", "nothing", ("ncc_acc",), None, Cache()).place == -1
-        assert windows_at(run, 50) == ()
+        assert run.latest(50) == ()
         assert pair_arrays(run, ("inter_cos",), "classifier-input", "train", 50) == {}
 
 
-def test_windows_at_a_moment_are_the_last_up_to_it(database: Path) -> None:
+def test_the_latest_windows_are_the_last_up_to_a_moment(database: Path) -> None:
     with Store.open(database) as store:
         run = store.run("run")
-        found = {window.split: window for window in windows_at(run, 1_250, ("classifier-input",))}
+        found = {window.split: window for window in run.latest(1_250, layers=("classifier-input",))}
         assert {split: window.step for split, window in found.items()} == {"train": 1_200, "test": 1_200}
         value = run.history("nc1_pinv").value[11]
         assert found["train"].layers["classifier-input"].readings["nc1_pinv"].value == value
         assert set(found["train"].layers) == {"classifier-input"}
-        everything = {window.split: window for window in windows_at(run, None)}
+        everything = {window.split: window for window in run.latest()}
         assert list(everything["train"].layers) == ["blocks.0", "blocks.1", "classifier-input"]
         assert everything["train"].step == 2_300
+
+
+def test_of_the_latest_windows_only_the_class_arrays_are_read_that_are_wanted(database: Path) -> None:
+    with Store.open(database) as store:
+        run = store.run("run")
+        (window, _) = run.latest(arrays=("intra_cos", "no such"))
+        arrays = window.layers["classifier-input"].class_arrays
+        assert list(arrays) == ["intra_cos"]
+        np.testing.assert_array_equal(arrays["intra_cos"], run.classes("intra_cos").values[-1])
+        asked: list[str] = []
+        execute = run._reader.execute
+        run._reader.execute = lambda sql, *a: asked.append(sql) or execute(sql, *a)  # type: ignore[func-returns-value,method-assign,assignment]
+        assert not any(layer.class_arrays for window in run.latest(arrays=()) for layer in window.layers.values())
+        assert asked
+        assert not any("class_reading" in sql for sql in asked)
+
+
+def test_of_a_step_with_both_kinds_of_window_the_exact_one_is_the_latest(tmp_path: Path) -> None:
+    path = tmp_path / "both.db"
+    kinds = [(1, False), (1, True), (2, True), (3, True), (3, False), (4, False)]
+    with Writer.open(path) as writer:
+        writer.put_run(make_run(), b"s" * 16, now=1.0)
+        for seq, (epoch, exact) in enumerate(kinds):
+            item = make_evaluation(dataclasses.replace(make_window(epoch=epoch, step=100 * epoch), exact=exact))
+            writer.commit([Stored(origins=(StreamSeq(stream=b"s" * 16, seq=seq),), item=item)], now=2.0)
+    with Store.open(path) as store:
+        run = store.run("run")
+        latest = {at: run.latest(at)[0] for at in (100, 250, 300, None)}
+        said = {at: (window.step, window.exact) for at, window in latest.items()}
+        assert said == {100: (100, True), 250: (200, True), 300: (300, True), None: (400, False)}
 
 
 def test_pairs_and_runs_side_by_side(database: Path) -> None:

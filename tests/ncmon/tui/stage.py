@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from textual.pilot import Pilot
 
 from ncmon.feed import Feed
-from ncmon.model import Alert, RunEnd, StreamSeq, Window
+from ncmon.model import Alert, Evaluation, RunEnd, StreamSeq, Window
 from ncmon.store.writer import Stored, Writer
 from ncmon.tui.app import NcmonApp
 from ncmon.tui.widgets.lines import Lines
@@ -47,12 +48,7 @@ def make_store(
             batch: list[Stored] = []
             for epoch in range(length):
                 for split in ("train", "test"):
-                    collapse = 0.15 + 0.8 * (1 - np.exp(-epoch / 12)) * (1.0 if split == "train" else 0.93)
-                    window = _window(number, float(collapse), epoch, run.run_id)
-                    window = dataclasses.replace(
-                        window, split=split, exact=split == "test", time=run.started + 10.0 * (epoch + 1)
-                    )
-                    item = make_evaluation(window)
+                    item = _evaluation(number, epoch, split)
                     batch.append(Stored(origins=(StreamSeq(stream=stream, seq=seq),), item=item))
                     seq += 1
             # One transaction a run: the disk is waited for once.
@@ -93,6 +89,15 @@ def make_alert(number: int = 0, **fields: Any) -> Alert:
     return Alert(**(defaults | fields))
 
 
+@lru_cache(maxsize=256)
+def _evaluation(number: int, epoch: int, split: str) -> Evaluation:
+    """Return a window of a run. All stores of a session hold the same ones: they are evaluated once."""
+    collapse = 0.15 + 0.8 * (1 - np.exp(-epoch / 12)) * (1.0 if split == "train" else 0.93)
+    window = _window(number, float(collapse), epoch, f"run{number}")
+    at = NOW - 700 + number + 10.0 * (epoch + 1)
+    return make_evaluation(dataclasses.replace(window, split=split, exact=split == "test", time=at))
+
+
 def _window(seed: int, collapse: float, epoch: int, run_id: str) -> Window:
     """Return a window in which cats look half like dogs."""
     made = make_features(seed=seed, collapse=collapse)
@@ -112,7 +117,7 @@ def make_app(path: Path, **options: Any) -> NcmonApp:
     """Return the application over a store, as a live daemon would show it at `NOW`."""
     status = {"database": str(path), "host": "gpu07", "counters": options.pop("counters", {"stored": 80})}
     feed = Feed(endpoint="ipc:///nowhere", database=None, clock=lambda: NOW, ask=lambda endpoint: status)
-    return NcmonApp(feed, clock=lambda: NOW, refresh_s=0.05, **options)
+    return NcmonApp(feed, clock=lambda: NOW, refresh_s=1.0, **options)
 
 
 async def settle(pilot: Pilot[None], app: NcmonApp, ready: Callable[[], bool] = lambda: True) -> None:

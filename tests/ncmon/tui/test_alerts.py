@@ -17,6 +17,7 @@ from ncmon.tui.screens.classes import ClassesScreen
 from ncmon.tui.screens.layers import LayersScreen
 from ncmon.tui.screens.overview import OverviewScreen
 from ncmon.tui.screens.run import RunScreen
+from ncmon.tui.widgets.status import Text
 from ncmon.tui.widgets.table import Table
 from tests.ncmon.tui.stage import make_store, screen_text, settle, with_app
 
@@ -134,6 +135,30 @@ async def test_where_nothing_may_be_written_a_line_says_so(alerted: Path) -> Non
             if any("no such database" in text for text in said):
                 return
         pytest.fail(json.dumps(said))
+
+    await with_app(alerted, act)
+
+
+async def test_the_clock_alone_changes_nothing_but_how_long_ago_it_was(alerted: Path) -> None:
+    async def act(pilot: Pilot[None], app: NcmonApp) -> None:
+        await pilot.press("7")
+        await settle(pilot, app, lambda: isinstance(app.screen, AlertsScreen) and " ago" in screen_text(app))
+        screen, snapshot = app.screen, app.shown
+        assert isinstance(screen, AlertsScreen)
+        assert snapshot is not None
+        chosen = next(alert for alert in snapshot.alerts if (alert.run_id, alert.alert_id) == screen.cursor)
+
+        def rows_at(seconds: float) -> tuple[list[object], list[object]]:
+            screen.tick(dataclasses.replace(snapshot, taken_at=chosen.since + seconds))
+            return list(screen.query_one(Table)._rows), list(screen.query_one("#alert-text", Text)._rows)
+
+        table, text = rows_at(300.0)
+        assert any(", 5 m ago" in part for row in text for part, _ in row)  # type: ignore[attr-defined]
+        assert rows_at(359.9) == (table, text)
+        later_table, later_text = rows_at(360.0)
+        assert later_table == table
+        assert [one != other for one, other in zip(text, later_text, strict=True)].count(True) == 1
+        assert any(", 6 m ago" in part for row in later_text for part, _ in row)  # type: ignore[attr-defined]
 
     await with_app(alerted, act)
 

@@ -209,6 +209,84 @@ async def test_the_rest_of_the_keys(database: Path) -> None:
     assert app.return_code == 0
 
 
+def everything(app: NcmonApp) -> str:
+    """Return all cells of the screen, those of Textual's own widgets among them."""
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
+
+
+def foreign(app: NcmonApp) -> set[str]:
+    """Return the letters in sight that are not ASCII."""
+    return {letter for letter in everything(app) if not letter.isascii()}
+
+
+async def test_where_ascii_alone_is_known_nothing_else_is_drawn(database: Path) -> None:
+    app = make_app(database, ascii=True)
+    async with app.run_test(notifications=True) as pilot:
+        await settle(pilot, app)
+        await pilot.press("question_mark")
+        await settle(pilot, app, lambda: "What to look at" in everything(app))
+        assert "* live" in everything(app)
+        assert not foreign(app)
+        await pilot.press("escape", "colon")
+        await settle(pilot, app, lambda: "Alerts: what" in everything(app))
+        assert "search what there is to do" in everything(app)
+        assert not foreign(app)
+        await pilot.press("escape", "slash")
+        await settle(pilot, app, lambda: "tag or status" in everything(app))
+        assert not foreign(app)
+        await pilot.press("escape", "R")
+        await settle(pilot, app, lambda: "every 2 s" in everything(app))
+        assert not foreign(app)
+
+
+async def test_the_help_stays_behind_the_beginning_of_what_takes_several_lines(database: Path) -> None:
+    async def act(pilot: Pilot[None], app: NcmonApp) -> None:
+        await pilot.press("question_mark")
+        await settle(pilot, app, lambda: "What to look at" in everything(app))
+        lines = everything(app).splitlines()
+        place = next(i for i, line in enumerate(lines) if "NC1 falls, intra rises" in line)
+        assert lines[place + 1].startswith(" " * 7 + "floor")
+
+    await with_app(database, act)
+
+
+async def test_beside_a_run_readings_and_configuration_both_have_room(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "one.db", epochs=2, others=False)
+
+    async def act(pilot: Pilot[None], app: NcmonApp) -> None:
+        await pilot.press("2")
+        await settle(pilot, app, lambda: "last window" in screen_text(app))
+
+        def side() -> list[str]:
+            return ["".join(text for text, _ in row) for row in app.screen.query_one("#side", Lines)._rows]
+
+        rows = [row.strip() for row in side()]
+        more = next(row for row in rows if row.startswith("…"))
+        assert "y copies all of them" in more
+        assert any(row.startswith("weight_decay") for row in rows[rows.index("config") :])
+        # As many as it says, and with room for all of them no such line.
+        shown = rows.index(more)
+        await pilot.resize_terminal(160, 100)
+        await settle(pilot, app, lambda: not any("…" in row for row in side()))
+        assert [row.strip() for row in side()].index("config") - 1 - shown == int(more.split()[1])
+
+    await with_app(path, act, size=(160, 40))
+
+
+async def test_a_narrow_line_names_the_run_and_has_no_clock(database: Path) -> None:
+    async def act(pilot: Pilot[None], app: NcmonApp) -> None:
+        await pilot.press("4")
+        await settle(pilot, app, lambda: "closest pair" in screen_text(app))
+        lines = screen_text(app).splitlines()
+        assert lines[0].startswith(" digits-bn ")
+        assert "LIVE" in lines[0]
+        assert "08:11" not in lines[0]
+        note = next(line for line in lines if "closest pair" in line)
+        assert note.rstrip()[-3:].isdigit()  # nothing that is cut in its middle
+
+    await with_app(database, act, size=(40, 10))
+
+
 @pytest.mark.parametrize("ascii_only", [False, True])
 async def test_no_size_breaks_a_screen(database: Path, ascii_only: bool) -> None:
     async def act(pilot: Pilot[None], app: NcmonApp) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ncmon.tui.format import age, fit, number, percent, printable, tick
+from ncmon.tui.format import age, ago, fit, moment, number, percent, printable, tick
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,28 @@ def test_a_share_is_100_only_when_it_is_all(share: float | None, text: str) -> N
 )
 def test_ages(seconds: float, text: str) -> None:
     assert age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-3, "less than a minute ago"),
+        (59.9, "less than a minute ago"),
+        (60, "1 m ago"),
+        (3_599, "59 m ago"),
+        (3_600, "1 h ago"),
+        (86_399, "23 h ago"),
+        (200_000, "2 d ago"),
+    ],
+)
+def test_what_is_said_to_be_some_time_ago_is_no_less(seconds: float, text: str) -> None:
+    assert ago(seconds) == text
+
+
+def test_times_of_another_day_have_their_date() -> None:
+    noon = 1_800_014_400.0  # 2027-01-15, 12:00 UTC
+    assert moment(noon, noon + 3_600) == "12:00:00"
+    assert moment(noon, noon + 86_400) == "15 Jan 12:00:00"
 
 
 def test_ticks() -> None:

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ncmon.tui import heat, palette
 from ncmon.tui.raster import Scale
-from ncmon.tui.widgets.heatmap import HeatPicture, heat_rows, layout
+from ncmon.tui.widgets.heatmap import HeatPicture, Ink, drawn, heat_rows, layout
 
 SIZES = [(80, 24), (36, 12), (200, 50), (20, 5), (8, 2), (7, 2), (1, 1), (300, 80)]
 
@@ -100,3 +100,59 @@ def test_many_rows_share_a_line_by_halves_and_the_cursor_is_found_again() -> Non
     rows = heat_rows(shown, 60, 21)
     assert rows[-1][0][0].startswith("▸l39")
     assert any(style == palette.heat(23, 23) or style.color is not None for _, style in rows[-1][1:])
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["grows", "changes", "cursor", "the same", "scale"]), st.integers(0, 2**31)),
+        max_size=6,
+    ),
+    st.integers(1, 50),
+    st.integers(1, 90),
+    st.sampled_from(["max", "min", "mean"]),
+    st.booleans(),
+    st.sampled_from(["colour", "blocks", "digits"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_map_that_goes_on_is_the_one_drawn_at_once(
+    acts: list[tuple[str, int]], n_rows: int, n_columns: int, pool: heat.Pool, log: bool, ink: Ink
+) -> None:
+    rng = np.random.default_rng(n_rows * 100 + n_columns)
+    values = rng.random((n_rows, n_columns))
+    values[rng.random(values.shape) < 0.1] = np.nan
+    scale, row, before = Scale(low=0.01, high=1.0, log=log), 0, None
+    for act, seed in [("the same", 0), *acts]:
+        rng = np.random.default_rng(seed)
+        if act == "grows":
+            values = np.concatenate([values, rng.random((n_rows, int(rng.integers(1, 4))))], axis=1)
+        elif act == "changes":
+            values = values.copy()
+            values[int(rng.integers(n_rows)), int(rng.integers(values.shape[1]))] = rng.choice([np.nan, rng.random()])
+        elif act == "cursor":
+            row = int(rng.integers(n_rows))
+        elif act == "scale":
+            scale = Scale(low=0.02, high=2.0, log=log)
+        capacity = -(-values.shape[1] // 10) * 10
+        fields = {"scale": scale, "row": row, "row_pool": "max", "column_pool": pool, "capacity": capacity}
+        shown = picture(values, flip=True, ticks=[(0, "epoch 1")], **fields)
+        found, before = drawn(shown, 50, 20, ink=ink, before=before)
+        assert found == heat_rows(shown, 50, 20, ink=ink)
+
+
+def test_of_a_matrix_that_is_the_same_only_the_line_of_the_cursor_is_made_again() -> None:
+    values = np.linspace(0, 1, 300 * 300).reshape(300, 300)
+    first, before = drawn(picture(values, row=3), 80, 24)
+    again, _ = drawn(picture(values, row=200), 80, 24, before=before)
+    assert sum(a is not b for a, b in zip(first[1:], again[1:], strict=True)) == 2
+    # A moment more: of the pooled columns the last one alone.
+    later = np.concatenate([values, np.full((300, 1), 0.5)], axis=1)
+    _, before = drawn(picture(values, capacity=600), 80, 24)
+    _, after = drawn(picture(later, capacity=600), 80, 24, before=before)
+    assert before is not None
+    assert after is not None
+    asked: list[int] = []
+    reduced = heat.reduced
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heat, "reduced", lambda found, *rest: asked.append(found.shape[1]) or reduced(found, *rest))
+        drawn(picture(later, capacity=600), 80, 24, before=before)
+    assert max(asked[:1]) <= 12

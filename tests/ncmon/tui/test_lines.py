@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.style import Style
 
-from ncmon.tui.widgets.lines import Row, ascii_text, changed_part, joined
+from ncmon.tui.widgets.lines import LONG_BLANK, Row, ascii_text, changed_part, changed_parts, joined
 
 STYLES = (Style(color="red"), Style(bold=True), Style.null())
+SHOWN = (*STYLES, Style(bgcolor="blue"), Style(reverse=True))
 WIDTH = 12
 rows = st.lists(st.tuples(st.text(alphabet="ab ▀", min_size=1, max_size=4), st.sampled_from(STYLES)), max_size=5).map(
     lambda spans: joined(tuple(spans))
@@ -26,6 +27,33 @@ def test_what_lies_outside_the_changed_part_is_the_same(old: Row, new: Row) -> N
     before, after = cells(old), cells(new)
     assert before[:start] == after[:start]
     assert before[end:] == after[end:]
+
+
+@given(rows, rows, st.lists(st.tuples(st.sampled_from([" " * LONG_BLANK, " " * 30, "b"]), st.sampled_from(SHOWN))))
+def test_what_lies_outside_the_changed_parts_looks_the_same(old: Row, new: Row, end: list[tuple[str, Style]]) -> None:
+    room = 2 * WIDTH + sum(len(text) for text, _ in end)
+    old, new = joined((*old, *end), room), joined((*new, *end), room)
+    parts = changed_parts(old, new, room)
+    assert parts == sorted(parts)
+    inside = {x for low, high in parts for x in range(low, high)}
+    for x, (one, other) in enumerate(zip(looks(old), looks(new), strict=True)):
+        assert x in inside or one == other
+
+
+def looks(row: Row) -> list[tuple[str, Style | None]]:
+    """Return each letter with what is seen of its style."""
+    bare = (Style(color="red"), Style(bold=True), Style.null())
+    return [(letter, None if letter == " " and style in bare else style) for text, style in row for letter in text]
+
+
+def test_long_blanks_that_stay_are_not_sent() -> None:
+    plain, blue = Style.null(), Style(bgcolor="blue")
+    old: Row = (("a" + " " * 30 + "b", plain),)
+    assert changed_parts(old, (("c" + " " * 30 + "d", plain),), 32) == [(0, 1), (31, 32)]
+    assert changed_parts(old, (("c" + " " * 15 + "x" + " " * 14 + "d", plain),), 32) == [(0, 32)]
+    assert changed_parts(old, (("c", plain), (" " * 30, blue), ("d", plain)), 32) == [(0, 32)]
+    assert changed_parts(None, old, 32) == [(0, 32)]
+    assert changed_parts(old, old, 32) == []
 
 
 def test_the_changed_part_is_small() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,51 @@ def test_a_lone_point_is_one_dot_in_every_pattern(style: str) -> None:
     for place in np.linspace(0, 1, 7):
         bits = raster.draw_line(np.array([place]), np.array([0.5]), columns=8, rows=4, style=style)
         assert np.unpackbits(bits).sum() == 1
+
+
+@given(
+    st.lists(st.one_of(FINITE, st.sampled_from([math.nan, math.inf, 0.0])), min_size=1, max_size=30),
+    st.lists(st.integers(1, 4), max_size=12),
+    st.sampled_from([raster.SOLID, raster.DASHED, raster.DOTTED]),
+    st.booleans(),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_line_that_goes_on_is_the_one_drawn_at_once(
+    values: list[float], pieces: list[int], style: str, log: bool
+) -> None:
+    x, y = np.arange(float(len(values))), np.array(values)
+    across, up = raster.Scale(low=0.0, high=30.0), raster.scale_of([y], log=log)
+    frame = {"across": across, "up": up, "columns": 9, "rows": 4, "style": style}
+    whole = raster.draw_line(across.place(x), up.place(y), columns=9, rows=4, style=style)
+    trace, upto = None, 0
+    for piece in [*pieces, len(values)]:
+        upto = min(upto + piece, len(values))
+        trace = raster.traced(x[:upto], y[:upto], before=trace, **frame)
+        at_once = raster.traced(x[:upto], y[:upto], **frame)
+        assert (trace.bits == at_once.bits).all()
+        assert trace.points == at_once.points
+    assert trace is not None
+    assert (trace.bits == whole).all()
+    assert raster.traced(x, y, before=trace, **frame) is trace
+
+
+def test_a_line_in_another_frame_or_with_another_past_is_drawn_anew() -> None:
+    x, y = np.arange(9.0), np.linspace(0.1, 0.9, 9)
+    frame = {"across": raster.Scale(low=0.0, high=8.0), "up": raster.Scale(low=0.0, high=1.0)}
+    size = {"columns": 8, "rows": 3}
+    before = raster.traced(x, y, **frame, **size)
+    others: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]] = [
+        (x, np.where(x == 2, 0.9, y), {**frame, **size}),
+        (x[:5], y[:5], {**frame, **size}),
+        (x, y, {**frame, "columns": 9, "rows": 3}),
+        (x, y, {**frame, **size, "style": raster.DOTTED}),
+        (x, y, {**frame, **size, "up": raster.Scale(low=0.0, high=2.0)}),
+        (x, y, {**frame, **size, "across": raster.Scale(low=0.0, high=16.0)}),
+    ]
+    for other_x, other_y, options in others:
+        found = raster.traced(other_x, other_y, before=before, **options)
+        assert (found.bits == raster.traced(other_x, other_y, **options).bits).all()
+        assert found.bits.shape != before.bits.shape or (found.bits != before.bits).any()
 
 
 @given(st.lists(st.one_of(FINITE, st.sampled_from([math.nan, math.inf, -math.inf, 0.0])), min_size=1, max_size=30))

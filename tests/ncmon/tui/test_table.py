@@ -29,6 +29,16 @@ def test_columns_fit_or_the_last_in_rank_go(width: int) -> None:
         assert shown == {0, 1}
 
 
+@given(st.integers(0, 120))
+def test_a_column_grows_up_to_its_most_and_the_rest_stays_free(width: int) -> None:
+    columns = (Column(title="NAME", width=6, grows=True, most=24), Column(title="B", width=8, grows=True))
+    widths = dict(fitted(columns, width)[1])
+    assert widths[0] <= 24
+    if width >= 15:
+        assert widths[1] == 8 + (width - 15) // 2
+        assert widths[0] == min(6 + (width - 15) - (width - 15) // 2, 24)
+
+
 class Stage(App[None]):
     def __init__(self, size: int) -> None:
         super().__init__()
