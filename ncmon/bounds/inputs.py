@@ -139,10 +139,15 @@ def least(view: View, values: FloatArray, reasons: tuple[str, ...], *, upper: bo
         ]
         if named:
             number, reason = named[0]
-            others = f" (and {len(named) - 1} more classes)" if len(named) > 1 else ""
+            others = and_more(len(named) - 1, "class", "classes")
             raise Unavailable(f"{kind}: class {number}{others}{reason.removeprefix(kind)}")
     place = int(np.argmax(values) if upper else np.argmin(values))
     return float(values[place]), int(view.present[place])
+
+
+def and_more(count: int, one: str, many: str) -> str:
+    """Return " (and `count` more ...)", nothing for none."""
+    return f" (and {count} more {one if count == 1 else many})" if count else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

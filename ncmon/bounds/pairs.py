@@ -45,6 +45,7 @@ from ncmon.bounds.inputs import (
     PER_CLASS,
     PER_CLASS_FACTS,
     ClassInputs,
+    and_more,
     class_inputs,
     least,
 )
@@ -347,7 +348,7 @@ def cert_inter_max(view: View) -> tuple[float, tuple[int, ...]]:
     first, second = (int(view.present[place]) for place in pair)
     if value >= 1.0:
         count = int(np.count_nonzero(found >= 1.0)) // 2
-        others = f" (and {count - 1} more pairs)" if count > 1 else ""
+        others = and_more(count - 1, "pair", "pairs")
         raise Unavailable(f"vacuous: classes {first} and {second}{others}: the losses do not separate them")
     return value, (first, second)
 
