@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,12 +45,23 @@ _CHOSEN = """SELECT value AS run_key, coalesce(
 _PRAGMAS = frozenset({"table_info", "table_xinfo", "table_list", "index_list", "index_info", "user_version"})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trend:
+    """What was read of a run for its line."""
+
+    mark: tuple[Any, ...]
+    """Of which metric, how many windows, and what tells the last of them and the last step from all others."""
+    values: tuple[float | None, ...]
+
+
 class Store:
     """A database, open for reading."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._reader = Reader(path, connection)
+        self._trends: dict[int, _Trend] = {}
+        """By key of the run, of the last summary."""
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -148,11 +160,13 @@ class Store:
             " ORDER BY started DESC, run_key DESC"
         )
         # Windows are found by index, run by run: a store of years costs no more than one of a day.
-        last = f"""SELECT c.run_key, (SELECT count(*) FROM window w WHERE w.run_key = c.run_key),
+        last = f"""SELECT c.run_key, n.window_key, n.time, (SELECT count(*) FROM window w WHERE w.run_key = c.run_key),
   (SELECT count(*) FROM layer l WHERE l.run_key = c.run_key), c.split, w.epoch, w.step, w.time, w.exact{selected}
 FROM ({_CHOSEN}) c
   LEFT JOIN window w ON w.window_key = (SELECT x.window_key FROM window x WHERE x.run_key = c.run_key
     AND x.split = c.split ORDER BY x.step DESC, x.exact DESC LIMIT 1)
+  LEFT JOIN window n ON n.window_key = (SELECT x.window_key FROM window x WHERE x.run_key = c.run_key
+    ORDER BY x.window_key DESC LIMIT 1)
   LEFT JOIN layer l ON l.run_key = c.run_key AND l.name = :layer
   LEFT JOIN reading d ON d.layer_key = l.layer_key AND d.window_key = w.window_key"""  # noqa: S608 names are columns
         # The trend is that of the whole run, at steps as far from each other as they can be: its end alone would look
@@ -173,11 +187,19 @@ ORDER BY p.run_key, p.place"""  # noqa: S608 names are columns
             runs = dict([pair for pair in found if where is None or where(pair[1])][:limit])
             options = {"keys": json.dumps(list(runs)), "layer": CLASSIFIER_INPUT, "points": TREND_POINTS}
             ends = {row[0]: row[1:] for row in self._reader.execute(last, options)}
-            options["places"] = json.dumps(list(range(TREND_POINTS + 1)))
-            trends: dict[int, dict[int, float | None]] = {}
-            for run_key, window_key, value in self._reader.execute(points, options):
-                trends.setdefault(run_key, {})[window_key] = value
-        return tuple(_summary(run, ends[key], list(trends.get(key, {}).values()), metrics) for key, run in runs.items())
+            # A run into which no window came has the trend that it had. What came last tells: its key alone may be that
+            # of one that was deleted.
+            marks = {key: (line, *row[:3], *row[4:8]) for key, row in ends.items()}
+            trends = {key: known for key, known in self._trends.items() if marks.get(key) == known.mark}
+            changed = [key for key in runs if key not in trends]
+            options |= {"keys": json.dumps(changed), "places": json.dumps(list(range(TREND_POINTS + 1)))}
+            found_points: dict[int, dict[int, float | None]] = {key: {} for key in changed}
+            for run_key, window_key, value in self._reader.execute(points, options) if changed else ():
+                found_points[run_key][window_key] = value
+            for key, values in found_points.items():
+                trends[key] = _Trend(mark=marks[key], values=tuple(values.values()))
+        self._trends = trends
+        return tuple(_summary(run, ends[key][2:], trends[key].values, metrics) for key, run in runs.items())
 
     def gaps(self, run: StoredRun | str) -> tuple[StoredGap, ...]:
         """Return the windows of a run that were announced and never came."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 
 from ncmon.model import CLASSIFIER_INPUT, Reading
 from ncmon.store import growing
+from ncmon.store.connection import Reader
 from ncmon.store.edit import Editor
 from ncmon.store.growing import Memory
 from ncmon.store.queries import Store
-from ncmon.store.results import Columns
+from ncmon.store.results import Columns, RunSummary
 from ncmon.store.runs import StoredRun
 from ncmon.store.screens import Cache, layer_part
 from ncmon.store.writer import Writer
@@ -72,6 +74,13 @@ def the_same(one: Mapping[str, Columns], other: Mapping[str, Columns]) -> None:
             )
 
 
+def the_same_lines(one: Sequence[RunSummary], other: Sequence[RunSummary]) -> None:
+    assert len(one) == len(other)
+    for found, expected in zip(one, other, strict=True):
+        for field in dataclasses.fields(RunSummary):
+            np.testing.assert_equal(getattr(found, field.name), getattr(expected, field.name), field.name)
+
+
 def act(training: Training, what: tuple[Any, ...]) -> None:
     getattr(training, what[0])(*what[1:])
 
@@ -94,6 +103,8 @@ def test_a_history_that_grows_is_the_one_read_at_once(acts: list[tuple[Any, ...]
         with Store.open(writer.path) as store:
             for what in (("thin", 2), *acts):
                 act(training, what)
+                with Store.open(writer.path) as fresh:
+                    the_same_lines(store.summary(trend="ce_loss"), fresh.summary(trend="ce_loss"))
                 run = store.run("run")
                 for split in run.splits:
                     found = growing.histories(run, NAMES, memory, layer=CLASSIFIER_INPUT, split=split)
@@ -155,6 +166,35 @@ def test_a_last_window_that_came_again_is_read_again_though_its_key_is_the_same(
         assert keys[0] == keys[1]
         assert losses[0] != losses[1]
         assert pictured == losses
+
+
+def test_of_runs_into_which_nothing_came_no_trend_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Writer.open(tmp_path / "runs.db") as writer, Store.open(writer.path) as store:
+        training = Training(writer)
+        training.send(10, False)
+        writer.put_run(make_run(run_id="other", started=5000.0), b"other" + bytes(11), now=5000.0)
+        read: list[int] = []
+        execute: Callable[..., Any] = Reader.execute
+
+        def executed(reader: Reader, sql: str, *parameters: Any) -> Any:
+            if "spanned" in sql:
+                read.append(len(json.loads(parameters[0]["keys"])))
+            return execute(reader, sql, *parameters)
+
+        monkeypatch.setattr(Reader, "execute", executed)
+        for _ in range(2):
+            assert [line.run.run_id for line in store.summary(trend="ce_loss")] == ["other", "run"]
+        assert read == [2]
+        # The same step again, twice: the second has the key of the first.
+        for _ in range(2):
+            training.send(10, False)
+            (line,) = (line for line in store.summary(trend="ce_loss") if line.run.run_id == "run")
+            assert line.trend.tolist() == [float(line.time or 0)]
+        assert read == [2, 1, 1]
+        store.summary(trend="nc1_pinv")
+        assert read == [2, 1, 1, 2]
 
 
 def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]) -> None:
