@@ -70,6 +70,8 @@ class ClosedWindow:
     exact: bool
     n_classes: int
     layers: tuple[Layer, ...]
+    widest: int
+    """Features of the widest layer."""
     sums: list[Sums]
     moments: dict[str, ClassMoments]
     nearest: dict[str, NearestCounts]
@@ -81,8 +83,10 @@ class ClosedWindow:
     @property
     def nbytes(self) -> int:
         """About the memory that this window holds until it is sealed."""
-        weight = 8 * self.n_classes * max(layer.n_features for layer in self.layers)
-        return weight + sum([sums.nbytes for sums in self.sums])
+        total = 8 * self.n_classes * self.widest
+        for sums in self.sums:
+            total += sums.nbytes
+        return total
 
     def gap(self, reason: str) -> wire.Gap:
         """Return what is recorded when this window cannot be sealed."""

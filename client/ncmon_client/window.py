@@ -179,6 +179,7 @@ class OpenWindow:
         by_width: dict[int, list[str]] = {}
         for layer in layers:
             by_width.setdefault(layer.n_features, []).append(layer.name)
+        self._widest = max(by_width)
         for width, names in by_width.items():
             references = [self.given.get(name) for name in names]
             # A product of n x d x C: always for the classifier's input, elsewhere where C is the small side.
@@ -224,6 +225,7 @@ class OpenWindow:
             exact=self.exact,
             n_classes=self._n_classes,
             layers=self._layers,
+            widest=self._widest,
             sums=[sums for _, sums in self._sums],
             moments=self._moments,
             nearest=self._nearest,

@@ -238,6 +238,7 @@ def test_a_forked_child_is_inert() -> None:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # the parent's are not there, and torch would wait for them
         criterion(model(batch()[0]), batch()[1])
         monitor.epoch(0)
         monitor.close()
