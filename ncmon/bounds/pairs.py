@@ -129,7 +129,7 @@ class Weighting:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Directions:
-    """The directions of pairs of classes, all (w, m, n)."""
+    """The directions of pairs of classes, all (w, m, n) of a block, (w, 1, n) of some pairs."""
 
     length: FloatArray
     """|d_ce|, rounded up."""

@@ -142,6 +142,7 @@ def greatest_pair(view: View) -> tuple[float, tuple[int, int]]:
             bound[unsound[first], :] = 1.0
             bound[:, unsound[second]] = 1.0
             bound[np.tri(*bound.shape) > 0] = -np.inf
+            # Few classes are one block. Where one is unsound the greatest is 1, whatever directions say.
             if 2 < view.n_classes <= FEW_CLASSES and not unsound.any():
                 return _greatest_along_pairs(view, bound)
             row, column = divmod(int(np.argmax(bound)), bound.shape[1])
