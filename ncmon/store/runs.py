@@ -17,28 +17,20 @@ from ncmon.bounds import BOUNDS
 from ncmon.errors import NotFound, near
 from ncmon.metrics import METRICS, resolve
 from ncmon.metrics.spec import Bound, Metric
-from ncmon.model import CLASSIFIER_INPUT, Assumption, FloatArray, Gap, LayerKey, LayerReadings, Reading, Run
-from ncmon.store import arrays, schema
+from ncmon.model import CLASSIFIER_INPUT, FloatArray, Gap, LayerKey, Run
+from ncmon.store import arrays, schema, windows
 from ncmon.store.connection import Reader
 from ncmon.store.results import ClassColumns, Columns, StoredGap, Superseded, WindowColumns, WindowReadings
 
 NOT_STORED = "not stored: the ncmon that wrote this database did not have it"
 
 _REGISTRY: Mapping[str, Metric | Bound] = {**{m.name: m for m in METRICS}, **{b.name: b for b in BOUNDS}}
-_ORDER = {name: place for place, name in enumerate(_REGISTRY)}
 _ALIASES = {alias: metric.name for metric in METRICS for alias in metric.aliases}
 
 RUN_COLUMNS = (
     "run_key, run_id, name, status, started, ended, host, pid, world_size, n_classes, class_names, config, tags,"
     " client, last_seen, note, attempt, attempt_of"
 )
-
-
-WINDOW_COLUMNS = (
-    "window_key, split, exact, epoch, time, duration_s, steps, sampled_steps, ncc_source, ranks, world_size, n_classes,"
-    " overhead, ignored_labels, skipped, assumptions"
-)
-"""What `WindowReadings` is made of, but for the step."""
 
 
 class StoredRun:
@@ -102,7 +94,7 @@ class StoredRun:
     def metrics(self) -> tuple[str, ...]:
         """The metrics and bounds of one number a window that this database has, in the registry's order."""
         stored = self._reader.columns_of("reading", schema.READING_FIXED)
-        return tuple(sorted(stored, key=lambda name: _ORDER.get(name, len(_ORDER))))
+        return windows.in_order(stored)
 
     def window_columns(self, split: str = "train") -> WindowColumns:
         """Return where the windows of a split stand in the run, ascending in step."""
@@ -208,7 +200,7 @@ WHERE d.layer_key = ? AND w.split = ? AND w.step > ? AND d.name IN ({", ".join("
         """
         only = None if layer is None else (self._layer_key(layer),)
         with self._reader.snapshot():
-            return tuple(self._window(row, only) for row in self._last_windows(epoch, step, split))
+            return tuple(windows.read(self._reader, row, only) for row in self._last_windows(epoch, step, split))
 
     def latest(
         self, step: int | None = None, *, layers: Sequence[str] | None = None, arrays: Sequence[str] | None = None
@@ -226,13 +218,13 @@ WHERE d.layer_key = ? AND w.split = ? AND w.step > ? AND d.name IN ({", ".join("
                 row
                 for split in self.splits
                 for row in self._reader.named(
-                    f"""SELECT {WINDOW_COLUMNS}, step FROM window
+                    f"""SELECT {windows.COLUMNS}, step FROM window
 WHERE run_key = :run AND split = :split AND (:step IS NULL OR step <= :step)
 ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed columns
                     {"run": self._key, "split": split, "step": step},
                 )
             ]
-            return tuple(self._window(row, keys, arrays) for row in found)
+            return tuple(windows.read(self._reader, row, keys, arrays) for row in found)
 
     def classes(
         self, name: str, *, layer: str = CLASSIFIER_INPUT, split: str = "train", step: int | None = None
@@ -329,86 +321,11 @@ WHERE w.run_key = ? AND w.split = ? AND a.layer_key = ? AND a.name = ? ORDER BY 
 
     def _last_windows(self, epoch: int | None, step: int | None, split: str | None) -> list[dict[str, Any]]:
         return self._reader.named(
-            f"""SELECT {WINDOW_COLUMNS}, max(step) AS step FROM window
+            f"""SELECT {windows.COLUMNS}, max(step) AS step FROM window
 WHERE run_key = :run AND (:epoch IS NULL OR epoch = :epoch) AND (:step IS NULL OR step = :step)
   AND (:split IS NULL OR split = :split) GROUP BY split, exact ORDER BY split <> 'train', split, exact""",  # noqa: S608 fixed columns
             {"run": self._key, "epoch": epoch, "step": step, "split": split},
         )
-
-    def _window(
-        self, row: Mapping[str, Any], layers: Sequence[int] | None, arrays: Sequence[str] | None = None
-    ) -> WindowReadings:
-        """Return a window: of layers by key, None for all, and of its class arrays those that are wanted."""
-        only = "" if layers is None else f" AND d.layer_key IN ({', '.join(map(str, layers))})"
-        rows = self._reader.named(
-            f"""SELECT l.name AS layer_name, l.idx, l.module, l.reduction, l.note, l.n_features, d.*
-FROM reading d JOIN layer l ON l.layer_key = d.layer_key
-WHERE d.window_key = ?{only} ORDER BY l.idx, l.layer_key""",  # noqa: S608 keys are integers
-            (row["window_key"],),
-        )
-        # In the registry's order, whenever a column came into this file.
-        stored = self._reader.columns_of("reading", schema.READING_FIXED)
-        columns = sorted(stored, key=lambda name: _ORDER.get(name, len(_ORDER)))
-        reasons: dict[int, dict[str, str]] = {}
-        for layer_key, name, text in self._reader.execute(
-            f"SELECT layer_key, name, text FROM reason d WHERE window_key = ?{only}",  # noqa: S608 keys are integers
-            (row["window_key"],),
-        ):
-            reasons.setdefault(layer_key, {})[name] = text
-        made = {}
-        for found in rows:
-            at_classifier = found["layer_name"] == CLASSIFIER_INPUT
-            made[found["layer_name"]] = LayerReadings(
-                key=LayerKey(name=found["layer_name"], index=found["idx"]),
-                module=found["module"],
-                reduction=found["reduction"],
-                note=found["note"],
-                n_features=found["n_features"],
-                readings=_readings(found, columns, reasons.get(found["layer_key"], {})),
-                class_arrays=self._class_arrays(row["window_key"], row["n_classes"], arrays) if at_classifier else {},
-                pair_arrays={},
-                quality={name: found[name] for name in schema.QUALITY if found.get(name) is not None},
-            )
-        return WindowReadings(
-            split=row["split"],
-            epoch=row["epoch"],
-            step=row["step"],
-            time=row["time"],
-            duration_s=row["duration_s"],
-            steps=row["steps"],
-            sampled_steps=row["sampled_steps"],
-            exact=bool(row["exact"]),
-            ncc_source=row["ncc_source"],
-            ranks=tuple(json.loads(row["ranks"])),
-            world_size=row["world_size"],
-            overhead=row["overhead"],
-            ignored_labels=row["ignored_labels"],
-            skipped_batches=json.loads(row["skipped"]) if row["skipped"] else {},
-            assumptions=tuple(
-                Assumption(name=name, holds=holds, fact=fact)
-                for name, (holds, fact) in json.loads(row["assumptions"] or "{}").items()
-            ),
-            layers=made,
-        )
-
-    def _class_arrays(
-        self, window_key: int, n_classes: int, wanted: Sequence[str] | None = None
-    ) -> dict[str, FloatArray]:
-        """Return the class arrays of a window that are wanted and stored (None: all that are stored)."""
-        if wanted is not None and not wanted:
-            return {}
-        names: Sequence[str] = self._reader.columns_of("class_reading", schema.CLASS_FIXED)
-        names = [name for name in names if wanted is None or name in wanted]
-        selected = "".join(f', "{name}"' for name in names)
-        rows = self._reader.execute(
-            f"SELECT class{selected} FROM class_reading WHERE window_key = ?",  # noqa: S608 names are columns
-            (window_key,),
-        )
-        table = np.full((n_classes, len(names)), np.nan)
-        if rows:
-            read = np.array(rows, dtype=np.float64)  # None becomes NaN.
-            table[read[:, 0].astype(np.int64)] = read[:, 1:]
-        return {name: table[:, place].copy() for place, name in enumerate(names)}
 
     def _layer_key(self, layer: str) -> int:
         rows = self._reader.execute("SELECT name, layer_key FROM layer WHERE run_key = ?", (self._key,))
@@ -460,15 +377,3 @@ def run_of(row: Sequence[Any]) -> Run:
         attempt=row[16],
         attempt_of=row[17] or "",
     )
-
-
-def _readings(row: Mapping[str, Any], columns: Sequence[str], reasons: Mapping[str, str]) -> dict[str, Reading]:
-    attained = json.loads(row["attained"]) if row["attained"] else {}
-    found = {}
-    for name in columns:
-        value = row[name]
-        if value is not None:
-            found[name] = Reading(value=value, attained_at=tuple(attained.get(name, ())))
-        elif name in reasons:
-            found[name] = Reading(value=None, reason=reasons[name])
-    return found

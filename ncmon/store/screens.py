@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ncmon.model import CLASSIFIER_INPUT, FloatArray, IntArray, Run
-from ncmon.store import arrays, growing, schema
+from ncmon.store import arrays, growing, schema, windows
 from ncmon.store.results import Columns
 from ncmon.store.runs import StoredRun
 
@@ -181,7 +181,7 @@ ORDER BY step DESC, exact DESC LIMIT 1""",  # noqa: S608 fixed text
         return None
     window, at_step, epoch, exact, n_classes = moments[0]
     if at_classifier:
-        found = run._class_arrays(window, n_classes)
+        found = windows.class_arrays(reader, window, n_classes)
     else:
         blobs = reader.execute(
             "SELECT name, value FROM array WHERE window_key = ? AND layer_key = ?", (window, layer_key)
